@@ -1,0 +1,75 @@
+"""From stored blocks to what a question attends to: pages in time order, mixed levels (paper §3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from x2l_cluster.engine.place import Placement, place
+from x2l_cluster.kv.block import KVBlock
+from x2l_cluster.models.attend import Page, View
+from x2l_cluster.models.base import VideoLM
+from x2l_cluster.types import Level, Positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prefix:
+    """The KVs of everything before the first frame; the same for every question and video of a model."""
+
+    page: Page
+    end: float
+
+    @classmethod
+    def of(cls, lm: VideoLM, ids: Sequence[int]) -> Prefix:
+        tokens = lm.embed_text(ids, 0.0)
+        block = lm.prefill(tokens, Level.L, View([empty_page(lm)]))
+        return cls(page=Assembler(lm).page(block, block.coords), end=tokens.end)
+
+
+class Assembler:
+    """Turns blocks into pages. Rotates once, from raw keys.
+
+    Args:
+        log_count_bias: add log n to the scores of an entry that stands for n tokens. Off by default: without training
+            for it, it did harm (RESULTS.md).
+    """
+
+    def __init__(self, lm: VideoLM, *, log_count_bias: bool = False) -> None:
+        self._lm = lm
+        self._log_count_bias = log_count_bias
+
+    def page(self, block: KVBlock, coords: Tensor) -> Page:
+        """One block as a page, on the model's device and in its dtype; coords (entries, axes) are where it stands."""
+        block = block.to(self._lm.device)
+        keys, values = block.dense(self._lm.dtype)
+        bias = block.counts.float().log() if self._log_count_bias and bool((block.counts > 1).any()) else None
+        return Page(keys=self._lm.rotate(keys, coords.to(self._lm.device)), values=values, bias=bias)
+
+    def pages(
+        self, blocks: Sequence[KVBlock], mode: Positions, *, anchor: float, end: float
+    ) -> tuple[list[Page], float]:
+        """Blocks in time order as pages, and the position at which the question begins.
+
+        ``end`` is the original position behind the last of them.
+        """
+        if mode is Positions.COMPACT:
+            pages: list[Page] = []
+            for block in blocks:
+                index = anchor + torch.arange(block.entries, device=block.coords.device, dtype=torch.float32)
+                pages.append(self.page(block, index[:, None].expand(-1, block.coords.shape[1])))
+                anchor += block.entries
+            return pages, anchor
+        where = self.placement(mode, anchor=anchor, end=end)
+        return [self.page(block, where(block.coords)) for block in blocks], where.at(end)
+
+    def placement(self, mode: Positions, *, anchor: float, end: float) -> Placement:
+        return place(mode, anchor=anchor, end=end, max_position=self._lm.spec.max_position)
+
+
+def empty_page(lm: VideoLM) -> Page:
+    """A page without entries: what the prefix itself attends to."""
+    nothing = torch.zeros(lm.spec.layers, lm.spec.kv_heads, 0, lm.spec.head_dim, device=lm.device, dtype=lm.dtype)
+    return Page(keys=nothing, values=nothing)

@@ -1,0 +1,134 @@
+"""Decoding: a batch of different questions over different videos, joined and left at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from x2l_cluster.errors import InvalidInput, PromptTooLong
+from x2l_cluster.models.attend import View
+from x2l_cluster.models.base import Step, Tokens, VideoLM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """How an answer is written. Temperature 0 is greedy; otherwise nucleus sampling with a seed of its own."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_stop_ids: bool = False
+    """Write on until ``max_tokens`` (load tests)."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InvalidInput(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InvalidInput(
+                f"temperature must not be negative and top_p in (0, 1], got {self.temperature} and {self.top_p}"
+            )
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One answer being written. ``finish`` is None while it is; then ``stop``, ``length`` or ``cancelled``."""
+
+    view: View
+    pending: Tokens
+    generation: Generation
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: str | None = None
+    _random: torch.Generator | None = None
+
+    def cancel(self) -> None:
+        """Takes effect before the next token."""
+        self.finish = self.finish or "cancelled"
+
+
+class Decoder:
+    """A continuous batch over one model. Join whenever; each :meth:`step` gives every stream its next token.
+
+    One thread drives a decoder; different decoders over one model may run in different threads.
+    """
+
+    def __init__(self, lm: VideoLM) -> None:
+        self._lm = lm
+        self._streams: list[Stream] = []
+
+    @property
+    def size(self) -> int:
+        return len(self._streams)
+
+    def join(self, view: View, question: Tokens, generation: Generation) -> Stream:
+        """Starts an answer; ``view`` belongs to the stream from now on.
+
+        Raises PromptTooLong when question and answer would leave the positions the model was trained for.
+        """
+        end = question.end + generation.max_tokens
+        if end > self._lm.spec.max_position:
+            raise PromptTooLong(
+                f"question and answer would reach position {end:.0f} of {self._lm.spec.max_position}; ask shorter, "
+                "lower max_tokens, or index with positions 'scaled'"
+            )
+        stream = Stream(view=view, pending=question, generation=generation)
+        if generation.temperature > 0:
+            stream._random = torch.Generator(device="cpu").manual_seed(generation.seed)
+        self._streams.append(stream)
+        return stream
+
+    def step(self) -> list[Stream]:
+        """One token for every stream; returns those that got one. Streams that finish leave the batch."""
+        self._streams = [stream for stream in self._streams if stream.finish is None]
+        batch = list(self._streams)
+        if not batch:
+            return []
+        trace = self._lm.forward([Step(tokens=stream.pending, view=stream.view) for stream in batch])
+        logits = self._lm.logits(torch.stack([hidden[-1] for hidden in trace.hidden]))
+        for stream, chosen in zip(batch, self._choose(batch, logits), strict=True):
+            stream.view.advance(len(stream.pending))
+            self._take(stream, chosen)
+        self._streams = [stream for stream in batch if stream.finish is None]
+        return batch
+
+    def run(self) -> Iterator[Stream]:
+        """Steps until the batch is empty, yielding every stream that got a token."""
+        while self._streams:
+            yield from self.step()
+
+    def _choose(self, batch: list[Stream], logits: Tensor) -> list[int]:
+        chosen: list[int] = logits.argmax(-1).tolist()
+        for index, stream in enumerate(batch):
+            if stream._random is not None:
+                chosen[index] = _sample(logits[index].cpu(), stream.generation, stream._random)
+        return chosen
+
+    def _take(self, stream: Stream, token: int) -> None:
+        generation = stream.generation
+        if token in self._lm.stop_ids and not generation.ignore_stop_ids:
+            stream.finish = "stop"
+            return
+        stream.ids.append(token)
+        stream.text = self._lm.text(stream.ids)
+        for stop in generation.stop:
+            if stop in stream.text:
+                stream.text = stream.text[: stream.text.index(stop)]
+                stream.finish = "stop"
+                return
+        if len(stream.ids) >= generation.max_tokens:
+            stream.finish = "length"
+            return
+        stream.pending = self._lm.embed_text([token], stream.pending.end)
+
+
+def _sample(logits: Tensor, generation: Generation, random: torch.Generator) -> int:
+    """Nucleus sampling from logits (vocabulary,) on the CPU."""
+    probabilities, order = (logits / generation.temperature).softmax(-1).sort(descending=True)
+    outside = probabilities.cumsum(-1) - probabilities >= generation.top_p
+    probabilities = probabilities.masked_fill(outside, 0.0)
+    return int(order[torch.multinomial(probabilities, 1, generator=random)])

@@ -1,0 +1,133 @@
+"""Chunked prefill with bounded memory (paper §3.1–3.2): the loop that turns a video into blocks at two levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from x2l_cluster.compress import Memory, compress
+from x2l_cluster.engine.assemble import Assembler, Prefix
+from x2l_cluster.kv.block import KVBlock
+from x2l_cluster.models.attend import Page, View
+from x2l_cluster.models.base import Tokens, VideoLM
+from x2l_cluster.types import Level, Recipe, Span
+
+
+class Frames(Protocol):
+    """A chunk of decoded frames (``video.FrameChunk`` is one)."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def frames(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]: ...
+    @property
+    def times_s(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]: ...
+    @property
+    def span(self) -> Span: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prefilled:
+    """A chunk after prefill: its blocks as they will be stored, and what it took.
+
+    ``raw`` are the uncompressed KVs of the (first) pass; ``visual`` the mean visual features of its groups.
+    """
+
+    index: int
+    span: Span
+    frames: int
+    position_start: float
+    position_end: float
+    blocks: Mapping[Level, KVBlock]
+    raw: KVBlock
+    visual: torch.Tensor | None
+
+
+class Prefiller:
+    """Prefills chunk after chunk. What later chunks see of a chunk is its *stored* form, quantised and back, so an
+    uninterrupted run and a resumed one compute the same.
+
+    One object per video; not safe for two threads.
+
+    Args:
+        prefix: KVs of everything before the first frame.
+    """
+
+    def __init__(self, lm: VideoLM, recipe: Recipe, prefix: Prefix) -> None:
+        self._lm, self._recipe, self._prefix = lm, recipe, prefix
+        self._assembler = Assembler(lm)
+        self._memory = {level: Memory(bound=recipe.memory_entries, dtype=lm.dtype) for level in lm.spec.passes}
+        self._pages: dict[tuple[int, float], tuple[KVBlock, Page]] = {}
+        self._position = prefix.end
+        self._next = 0
+
+    def resume(self, index: int, position: float, blocks: Mapping[Level, KVBlock]) -> None:
+        """Takes a sealed chunk as done: call it for each in order. ``blocks`` hold what :meth:`remembers` names."""
+        assert index == self._next, f"chunk {self._next} comes next, got {index}"
+        self._remember(blocks)
+        self._position = position
+        self._next += 1
+
+    @property
+    def remembers(self) -> frozenset[Level]:
+        """The levels whose stored blocks the prefill memory is made of."""
+        return frozenset(self._lm.spec.passes) if self._lm.spec.finished else frozenset({Level.H})
+
+    def run(self, chunks: Iterable[Frames]) -> Iterator[Prefilled]:
+        """Yields each chunk as soon as it is prefilled; memory does not grow with the length of the video."""
+        for chunk in chunks:
+            assert chunk.index == self._next, f"chunk {self._next} comes next, got {chunk.index}"
+            yield self._one(chunk)
+            self._next += 1
+
+    def _one(self, chunk: Frames) -> Prefilled:
+        tokens = self._lm.embed_chunk(chunk.frames, chunk.times_s.tolist(), self._position, self._recipe)
+        raw = {level: self._pass(tokens, level) for level in self._lm.spec.passes}
+        first = raw[self._lm.spec.passes[0]]
+        blocks = {level: self._compressed(raw.get(level, first), level) for level in Level}
+        self._remember(blocks)
+        start, self._position = self._position, tokens.end
+        return Prefilled(
+            index=chunk.index,
+            span=chunk.span,
+            frames=len(chunk.frames),
+            position_start=start,
+            position_end=tokens.end,
+            blocks=blocks,
+            raw=first,
+            visual=tokens.visual,
+        )
+
+    def _pass(self, tokens: Tokens, level: Level) -> KVBlock:
+        where = self._assembler.placement(self._recipe.positions, anchor=self._prefix.end, end=tokens.end)
+        pages = [self._page(block, where.factor, tokens.end) for block in self._memory[level].segments]
+        placed = replace(tokens, coords=where(tokens.coords))
+        block = self._lm.prefill(placed, level, View([self._prefix.page, *pages]))
+        return block if self._lm.spec.finished else replace(block, coords=tokens.coords.float())
+
+    def _page(self, block: KVBlock, factor: float, end: float) -> Page:
+        """Segments of the memory are stable objects, so each is rotated once per scale."""
+        known = self._pages.get((id(block), factor))
+        if known is not None:
+            return known[1]
+        where = self._assembler.placement(self._recipe.positions, anchor=self._prefix.end, end=end)
+        page = self._assembler.page(block, where(block.coords))
+        self._pages[id(block), factor] = (block, page)  # keeps the block, so its id is not used again
+        return page
+
+    def _compressed(self, block: KVBlock, level: Level) -> KVBlock:
+        spec = self._recipe.level(level)
+        if self._lm.spec.finished:
+            spec = replace(spec, pool="1x1", anchors=self._recipe.fine.anchors)
+        return compress(block, spec, self._recipe.kv_dtype)
+
+    def _remember(self, blocks: Mapping[Level, KVBlock]) -> None:
+        for level, memory in self._memory.items():
+            stored = blocks[level if self._lm.spec.finished else Level.H]
+            self._memory[level] = memory.add(stored)
+        kept = {id(block) for memory in self._memory.values() for block in memory.segments}
+        self._pages = {key: page for key, page in self._pages.items() if key[0] in kept}

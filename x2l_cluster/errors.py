@@ -1,0 +1,260 @@
+"""The one tree of errors.
+
+Every error says what happened, to which id, and what to do about it. ``code`` is stable and meant for programs;
+``http_status`` is what an HTTP face answers with; ``retryable`` tells whether the same call may succeed later.
+
+    X2LError
+    ├── InvalidInput                 the caller must change something
+    │   ├── InvalidRecipe
+    │   ├── InvalidQuestion
+    │   └── PromptTooLong
+    ├── NotFound
+    │   ├── UnknownVideo
+    │   └── SourceMissing
+    ├── VideoError                   the file is at fault
+    │   ├── VideoFileNotFound
+    │   ├── NotAVideo
+    │   ├── NoVideoStream
+    │   ├── EmptyVideo
+    │   ├── CorruptVideo
+    │   ├── ResolutionChanged
+    │   ├── SpanOutsideVideo
+    │   ├── DecodeTimeout
+    │   └── DecoderCrashed
+    ├── ModelError
+    │   ├── ModelNotAvailable
+    │   ├── UnsupportedModel
+    │   ├── CalibrationMissing
+    │   └── NonFinite
+    ├── KVError                      the tiers
+    │   ├── BlockCorrupt
+    │   ├── BlockMissing
+    │   ├── KVMissing
+    │   ├── StoreUnavailable
+    │   └── StoreFull
+    ├── StateError
+    │   ├── StaleEpoch
+    │   └── ManifestConflict
+    └── Cancelled
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class X2LError(Exception):
+    """Root of everything this package raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+
+class InvalidInput(X2LError):
+    """A value the caller gave cannot be used."""
+
+    code = "invalid_input"
+    http_status = 422
+
+
+class InvalidRecipe(InvalidInput):
+    """The recipe contradicts itself or the model."""
+
+    code = "invalid_recipe"
+
+
+class InvalidQuestion(InvalidInput):
+    """The question is empty, too long, or names something impossible."""
+
+    code = "invalid_question"
+
+
+class PromptTooLong(InvalidInput):
+    """Prompt and answer would not fit into the positions the model was trained for."""
+
+    code = "prompt_too_long"
+
+
+class NotFound(X2LError):
+    """Nothing has that id, for this tenant."""
+
+    code = "not_found"
+    http_status = 404
+
+
+class UnknownVideo(NotFound):
+    """No index of that video is visible."""
+
+    code = "unknown_video"
+
+
+class SourceMissing(NotFound):
+    """The original bytes of a video are not kept any more."""
+
+    code = "source_missing"
+
+
+class VideoError(X2LError):
+    """The video file itself is at fault."""
+
+    code = "video_error"
+    http_status = 422
+
+
+class VideoFileNotFound(VideoError):
+    """There is no such file, or it cannot be read."""
+
+    code = "video_file_not_found"
+    http_status = 404
+
+
+class NotAVideo(VideoError):
+    """The bytes are no container any decoder knows."""
+
+    code = "not_a_video"
+
+
+class NoVideoStream(VideoError):
+    """A container without pictures (audio only, say)."""
+
+    code = "no_video_stream"
+
+
+class EmptyVideo(VideoError):
+    """A video stream without a single decodable frame."""
+
+    code = "empty_video"
+
+
+class CorruptVideo(VideoError):
+    """The container or its index is damaged beyond salvage."""
+
+    code = "corrupt_video"
+
+
+class ResolutionChanged(VideoError):
+    """The frame size changes inside the stream."""
+
+    code = "resolution_changed"
+
+
+class SpanOutsideVideo(VideoError):
+    """The asked-for span holds no frame."""
+
+    code = "span_outside_video"
+
+
+class DecodeTimeout(VideoError):
+    """The decoder made no progress before its deadline and was killed."""
+
+    code = "decode_timeout"
+    http_status = 504
+
+
+class DecoderCrashed(VideoError):
+    """The decoder process died."""
+
+    code = "decoder_crashed"
+
+
+class ModelError(X2LError):
+    """The model cannot do what is asked."""
+
+    code = "model_error"
+
+
+class ModelNotAvailable(ModelError):
+    """Weights, configuration or tokenizer are not to be had here."""
+
+    code = "model_not_available"
+    http_status = 503
+
+
+class UnsupportedModel(ModelError):
+    """The architecture cannot be offloaded by this method."""
+
+    code = "unsupported_model"
+    http_status = 422
+
+
+class CalibrationMissing(ModelError):
+    """The scorer needs a calibration this model does not have."""
+
+    code = "calibration_missing"
+    http_status = 409
+
+
+class NonFinite(ModelError):
+    """The model produced numbers that are not finite, or too large to be stored."""
+
+    code = "non_finite"
+
+
+class KVError(X2LError):
+    """A tier could not do its work."""
+
+    code = "kv_error"
+    http_status = 503
+
+
+class BlockCorrupt(KVError):
+    """A blob is not the block it should be; a counted miss, never an answer."""
+
+    code = "block_corrupt"
+    retryable = True
+
+
+class BlockMissing(KVError):
+    """No tier holds that block."""
+
+    code = "block_missing"
+    retryable = True
+
+
+class KVMissing(KVError):
+    """Not even the coarse level of a chunk can be had; the video must be indexed again."""
+
+    code = "kv_missing"
+    retryable = True
+
+
+class StoreUnavailable(KVError):
+    """The store does not answer."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+class StoreFull(KVError):
+    """The store refuses writes for want of space."""
+
+    code = "store_full"
+    http_status = 507
+    retryable = True
+
+
+class StateError(X2LError):
+    """The record of what exists disagrees with the caller."""
+
+    code = "state_error"
+    http_status = 409
+
+
+class StaleEpoch(StateError):
+    """Somebody else has taken over the work; nothing of the caller's is published."""
+
+    code = "stale_epoch"
+
+
+class ManifestConflict(StateError):
+    """The step does not fit the manifest as it stands (a gap, another row, a finished index)."""
+
+    code = "manifest_conflict"
+
+
+class Cancelled(X2LError):
+    """The caller asked to stop."""
+
+    code = "cancelled"
+    http_status = 499

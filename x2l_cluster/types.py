@@ -1,0 +1,519 @@
+"""The nouns of the system, without torch: what is stored, planned, asked and answered.
+
+Everything here is a frozen value that checks itself. Times are seconds from the first frame, sizes are bytes.
+Spans are half open, ``[start_s, end_s)``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum, StrEnum
+from functools import cached_property
+from typing import Any, Self
+
+import xxhash
+
+from x2l_cluster.errors import InvalidInput, InvalidRecipe
+
+LAYOUT_VERSION = 1
+"""Changes whenever stored bytes change their meaning; part of every recipe digest."""
+
+LOCAL_TENANT = "local"
+
+
+# --- levels, tiers, kinds -------------------------------------------------------------------------------------------
+
+
+class Level(StrEnum):
+    """How much of a chunk is kept. ``L`` is the paper's *low* compression: fine detail. ``H`` is the coarse gist."""
+
+    L = "L"
+    H = "H"
+
+    @property
+    def public(self) -> str:
+        """The word users see; "low" would read the wrong way round."""
+        return "fine" if self is Level.L else "coarse"
+
+
+class Kind(StrEnum):
+    """The kinds of stored object a chunk has."""
+
+    L = "l"
+    H = "h"
+    INDEX = "x"
+
+    @classmethod
+    def of(cls, level: Level) -> Kind:
+        return cls.L if level is Level.L else cls.H
+
+
+class Tier(StrEnum):
+    """Where a block lives."""
+
+    DEVICE = "device"
+    HOST = "host"
+    REMOTE = "remote"
+    DISK = "disk"
+
+
+class Role(IntEnum):
+    """What a KV entry stands for; entries of different roles are never pooled together with visual ones."""
+
+    TEXT = 0
+    """Words that belong to the chunk: subtitles and the like."""
+    TIME = 1
+    """The tokens of a timestamp."""
+    MARKER = 2
+    """Vision start and end."""
+    VISUAL = 3
+
+
+# --- video ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A stretch of a video, ``[start_s, end_s)``."""
+
+    start_s: float
+    end_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_s <= self.end_s:
+            raise InvalidInput(f"a span runs forward from 0 or later, got [{self.start_s}, {self.end_s})")
+
+    def holds(self, time_s: float) -> bool:
+        return self.start_s <= time_s < self.end_s
+
+    def overlaps(self, other: Span) -> bool:
+        return self.start_s < other.end_s and other.start_s < self.end_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Which frames are looked at: so many a second, or ``count`` spread evenly; of the whole video or of a span."""
+
+    fps: float = 1.0
+    count: int | None = None
+    start_s: float = 0.0
+    end_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 1000:
+            raise InvalidInput(f"sampling fps must be above 0 and at most 1000, got {self.fps}")
+        if self.count is not None and self.count < 1:
+            raise InvalidInput(f"sampling count must be at least 1, got {self.count}")
+        if self.start_s < 0 or (self.end_s is not None and self.end_s <= self.start_s):
+            raise InvalidInput(f"sampling span must run forward from 0 or later, got [{self.start_s}, {self.end_s})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoInfo:
+    """What a container says about its video stream. ``partial`` tells why only a part of it could be read."""
+
+    duration_s: float
+    width: int
+    height: int
+    fps: float
+    frames: int | None = None
+    container: str = ""
+    codec: str = ""
+    partial: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRef:
+    """The kept original of a video: ``id`` is a digest of its content."""
+
+    id: str
+    name: str
+    size_bytes: int
+
+
+# --- recipe ---------------------------------------------------------------------------------------------------------
+
+
+class Anchors(StrEnum):
+    """What a level does with the text tokens of a chunk."""
+
+    KEEP = "keep"
+    """All of them, untouched. L always keeps."""
+    FIRST_TIME = "first_time"
+    """One timestamp a chunk, that of its first group, and all ``TEXT``."""
+    POOL = "pool"
+    """Every run of timestamps and markers becomes one entry."""
+
+
+class Quant(StrEnum):
+    """How keys and values are stored."""
+
+    NONE = "none"
+    INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def bits(self) -> int:
+        return {"none": 16, "int8": 8, "int4": 4}[self.value]
+
+
+class Positions(StrEnum):
+    """How stored entries are placed when a cache is assembled (keys carry no rotation, so this is free)."""
+
+    ORIGINAL = "original"
+    """Where they were in the video, whatever the model was trained for."""
+    SCALED = "scaled"
+    """The same while they fit into the trained range; else shrunk into it by a power of two."""
+    COMPACT = "compact"
+    """Contiguous, in the order of the cache (the paper's choice; depends on the plan, so H cannot be shared)."""
+
+
+_POOL = re.compile(r"^(\d+)x(\d+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelSpec:
+    """How a level is made from raw KVs.
+
+    ``pool`` is ``"RxC"`` (cells of R rows by C columns of a group's visual grid become one entry; ``"1x1"`` is the
+    identity) or ``"group"`` (the whole grid becomes one entry).
+    """
+
+    pool: str = "1x1"
+    anchors: Anchors = Anchors.KEEP
+    quant: Quant = Quant.INT8
+
+    def __post_init__(self) -> None:
+        match = _POOL.match(self.pool)
+        if self.pool != "group" and not (match and int(match[1]) and int(match[2])):
+            raise InvalidRecipe(f"pool is 'RxC' with positive numbers, or 'group'; got {self.pool!r}")
+
+    @property
+    def cell(self) -> tuple[int, int] | None:
+        """Rows and columns of a cell; None for the whole grid."""
+        match = _POOL.match(self.pool)
+        return (int(match[1]), int(match[2])) if match else None
+
+    @property
+    def is_identity(self) -> bool:
+        return self.cell == (1, 1) and self.anchors is Anchors.KEEP
+
+
+FINE = LevelSpec(pool="1x2", anchors=Anchors.KEEP, quant=Quant.INT8)
+COARSE = LevelSpec(pool="4x4", anchors=Anchors.FIRST_TIME, quant=Quant.INT8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that shapes the KVs of an index. Equal digests mean interchangeable blocks.
+
+    Attributes:
+        family: the ``VideoLM`` adapter.
+        weights: digest of the weights and configuration.
+        height, width: pixels a frame is resized to; 0 keeps the aspect within ``max_pixels``.
+        chunk_frames: frames a chunk, a multiple of the family's frames a group.
+        fine, coarse: how L and H are made.
+        memory_entries: bound of the prefill memory; None is unbounded.
+        edges_fine: first and last chunk are always answered with L (the paper's code does so).
+        kv_dtype: what unquantised keys and values are stored as.
+    """
+
+    family: str
+    weights: str
+    sampling: Sampling = field(default_factory=Sampling)
+    height: int = 0
+    width: int = 0
+    max_pixels: int = 448 * 448
+    chunk_frames: int = 16
+    fine: LevelSpec = FINE
+    coarse: LevelSpec = COARSE
+    memory_entries: int | None = 4096
+    edges_fine: bool = False
+    positions: Positions = Positions.SCALED
+    kv_dtype: str = "float16"
+    layout: int = LAYOUT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.chunk_frames < 1:
+            raise InvalidRecipe(f"chunk_frames must be at least 1, got {self.chunk_frames}")
+        if (self.height == 0) != (self.width == 0) or min(self.height, self.width) < 0:
+            raise InvalidRecipe(f"give both height and width, or neither; got {self.height}x{self.width}")
+        if self.memory_entries is not None and self.memory_entries < 1:
+            raise InvalidRecipe(f"memory_entries must be at least 1 or None, got {self.memory_entries}")
+        if self.fine.anchors is not Anchors.KEEP:
+            raise InvalidRecipe("the fine level always keeps its text: set fine.anchors to 'keep'")
+        if self.kv_dtype not in ("float16", "bfloat16", "float32"):
+            raise InvalidRecipe(f"kv_dtype is float16, bfloat16 or float32, got {self.kv_dtype!r}")
+
+    def level(self, level: Level) -> LevelSpec:
+        return self.fine if level is Level.L else self.coarse
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over every field."""
+        return xxhash.xxh3_64_hexdigest(repr(sorted(_flat(asdict(self)).items())).encode())
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        plain = dict(data)
+        plain["sampling"] = Sampling(**plain["sampling"])
+        for name in ("fine", "coarse"):
+            spec = dict(plain[name])
+            plain[name] = LevelSpec(pool=spec["pool"], anchors=Anchors(spec["anchors"]), quant=Quant(spec["quant"]))
+        plain["positions"] = Positions(plain["positions"])
+        return cls(**plain)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+# --- what is stored -------------------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+def check_name(what: str, value: str) -> str:
+    """Tenant and video ids become parts of keys and paths: nothing that could leave its place is let in."""
+    if not _NAME.match(value):
+        raise InvalidInput(
+            f"{what} must be 1–128 letters, digits, '.', '_' or '-' (first one alphanumeric), got {value!r}"
+        )
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockKey:
+    """Names one stored blob: ``tenant / video / recipe / epoch / kind / chunk / stripe``."""
+
+    tenant: str
+    video: str
+    recipe: str
+    epoch: int
+    kind: str
+    """A :class:`Kind`; of a score index with its calibration's digest behind a dash (``x-1f…``)."""
+    chunk: int
+    stripe: int = 0
+
+    def __post_init__(self) -> None:
+        for what, value in (
+            ("tenant", self.tenant),
+            ("video", self.video),
+            ("recipe", self.recipe),
+            ("kind", self.kind),
+        ):
+            check_name(what, value)
+        if min(self.epoch, self.chunk, self.stripe) < 0:
+            raise InvalidInput(f"epoch, chunk and stripe count from 0, got {self}")
+
+    def __str__(self) -> str:
+        return "/".join(str(part) for part in self.parts)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.tenant, self.video, self.recipe, str(self.epoch), self.kind, str(self.chunk), str(self.stripe))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockRef:
+    """What a manifest says about one blob; readers check against it."""
+
+    kind: str
+    epoch: int
+    size_bytes: int
+    checksum: str
+    """xxh3-64 of the payload, without the header, 16 hex digits."""
+    entries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRow:
+    """A sealed chunk: its place in time and position, and its blobs by kind."""
+
+    index: int
+    span: Span
+    frames: int
+    position_start: float
+    position_end: float
+    raw_entries: int
+    """KV entries the chunk had before compression: what a full cache would hold."""
+    blocks: Mapping[str, BlockRef]
+
+
+class IndexStatus(StrEnum):
+    INDEXING = "indexing"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The record that makes an index visible. It names only blobs that are fully stored."""
+
+    tenant: str
+    video: str
+    recipe: Recipe
+    epoch: int
+    """The latest epoch that wrote to it; rows may stem from earlier ones."""
+    revision: int = 0
+    status: IndexStatus = IndexStatus.INDEXING
+    info: VideoInfo
+    source: SourceRef | None = None
+    chunks: tuple[ChunkRow, ...] = ()
+
+    @property
+    def span(self) -> Span:
+        """The sealed part."""
+        return (
+            Span(start_s=self.chunks[0].span.start_s, end_s=self.chunks[-1].span.end_s)
+            if self.chunks
+            else Span(start_s=0.0, end_s=0.0)
+        )
+
+    @property
+    def position_end(self) -> float | None:
+        return self.chunks[-1].position_end if self.chunks else None
+
+    def key(self, ref: BlockRef, chunk: int) -> BlockKey:
+        return BlockKey(
+            tenant=self.tenant, video=self.video, recipe=self.recipe.digest, epoch=ref.epoch, kind=ref.kind, chunk=chunk
+        )
+
+    def size_bytes(self, kind: str) -> int:
+        return sum(row.blocks[kind].size_bytes for row in self.chunks if kind in row.blocks)
+
+
+# --- questions and answers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """How much fine detail a question may reload; exactly one way of saying it.
+
+    ``auto`` (as many chunks as calibrated confidence asks for), ``coarse`` (none), ``fine`` (all), ``k`` chunks, or as
+    many as fit into ``budget_bytes``.
+    """
+
+    mode: str = "auto"
+    k: int | None = None
+    budget_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("auto", "coarse", "fine", "k", "budget"):
+            raise InvalidInput(f"detail is auto, coarse, fine, k or budget; got {self.mode!r}")
+        if (self.mode == "k") != (self.k is not None) or (self.k is not None and self.k < 0):
+            raise InvalidInput(f"detail k goes with a whole number from 0; got mode {self.mode!r} and k {self.k}")
+        if self.mode == "budget" and self.budget_bytes is None:
+            raise InvalidInput("detail budget goes with budget_bytes")
+        if self.budget_bytes is not None and self.budget_bytes < 0:
+            raise InvalidInput(f"budget_bytes counts from 0, got {self.budget_bytes}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``auto``, ``coarse``, ``fine``, ``k=3`` or ``budget=2000000``."""
+        name, _, value = text.partition("=")
+        if value and not value.isdigit():
+            raise InvalidInput(f"detail {text!r}: {value!r} is not a whole number")
+        if name == "k" and value:
+            return cls(mode="k", k=int(value))
+        if name == "budget" and value:
+            return cls(mode="budget", budget_bytes=int(value))
+        return cls(mode=text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChunk:
+    """One chunk as the plan sees it."""
+
+    chunk: int
+    span: Span
+    level: Level
+    score: float
+    reason: str
+    """Why at this level: ``score``, ``pinned`` (a time was named), ``edge``, ``all``, or ``rest``."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadPlan:
+    """For one question and one video: which chunks come back as L. The rest stays H."""
+
+    chunks: tuple[PlannedChunk, ...]
+    scorer: str
+    detail: Detail
+
+    @property
+    def fine(self) -> tuple[int, ...]:
+        return tuple(c.chunk for c in self.chunks if c.level is Level.L)
+
+    @property
+    def reload_bytes(self) -> int:
+        """What has to travel: stored bytes of the planned L blocks."""
+        return sum(c.size_bytes for c in self.chunks if c.level is Level.L)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """A moment the answer was given fine detail of (or would have been: then ``degraded`` says why not)."""
+
+    chunk: int
+    span: Span
+    level: Level
+    score: float
+    tier: Tier
+    size_bytes: int
+    degraded: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the answer cost."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    kv_entries: int
+    """Entries of the assembled cache, without the question's own."""
+    full_entries: int
+    """Entries a full cache of the same video would hold."""
+    reload_bytes: int
+    full_bytes: int
+    """Bytes of that full cache, unquantised, in the recipe's dtype."""
+
+    @property
+    def kv_share(self) -> float:
+        return self.kv_entries / self.full_entries if self.full_entries else 0.0
+
+    @property
+    def moved_share(self) -> float:
+        return self.reload_bytes / self.full_bytes if self.full_bytes else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer with its reasons."""
+
+    text: str
+    video: str
+    plan: ReloadPlan
+    evidence: tuple[Evidence, ...]
+    usage: Usage
+    timings: Mapping[str, float]
+    """Seconds by phase: ``score_s``, ``plan_s``, ``reload_s``, ``assemble_s``, ``decode_s``."""
+    finish: str = "stop"
+    """``stop``, ``length`` or ``cancelled``."""
+    covered: Span | None = None
+    """The part of the video that was indexed when the question was asked."""
+
+    @property
+    def degraded(self) -> bool:
+        return any(e.degraded for e in self.evidence)
