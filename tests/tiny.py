@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from x2l_cluster.kv.block import KVBlock, Run
+from x2l_cluster.models.attend import View
+from x2l_cluster.models.base import Tokens
 from x2l_cluster.models.qwen3_vl import Qwen3VL
+from x2l_cluster.types import Level, Role
 
 SPECIAL = [
     "<|endoftext|>",
@@ -97,3 +102,30 @@ def qwen3_vl_model(seed: int = 0, dtype: torch.dtype = torch.float32, **text: An
 
 def qwen3_vl(seed: int = 0, dtype: torch.dtype = torch.float32, **text: Any) -> Qwen3VL:
     return Qwen3VL(qwen3_vl_model(seed, dtype, **text), byte_tokenizer(), weights=f"tiny{seed}")
+
+
+class TwoPass(Qwen3VL):
+    """A model that compresses while it prefills, one pass per level, as VST models do: every 2nd (L) or 8th (H) entry stays."""
+
+    RATIO = {Level.L: 2, Level.H: 8}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._spec = replace(self._spec, family="two_pass", passes=(Level.L, Level.H), finished=True)
+
+    def prefill(self, tokens: Tokens, level: Level, memory: View) -> KVBlock:
+        raw = super().prefill(tokens, level, memory)
+        stays = torch.arange(self.RATIO[level] - 1, raw.entries, self.RATIO[level])
+        if memory.pages[0].entries == 0:  # the prefix is never compressed
+            return raw
+        return KVBlock(
+            keys=raw.keys[:, :, stays],
+            values=raw.values[:, :, stays],
+            coords=raw.coords[stays],
+            counts=torch.full((len(stays),), self.RATIO[level], dtype=torch.int32),
+            runs=(Run(role=Role.TEXT, start=0, stop=len(stays), group=0),),
+        )
+
+
+def two_pass(seed: int = 0) -> TwoPass:
+    return TwoPass(qwen3_vl_model(seed), byte_tokenizer(), weights=f"twopass{seed}")
