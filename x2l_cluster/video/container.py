@@ -1,0 +1,94 @@
+"""Opening an untrusted container with PyAV, and saying in our words what is wrong with it.
+
+Only containers on a list are opened, and only from the local disk: a playlist (HLS, concat) that is uploaded as a
+"video" must not make the decoder read other files or addresses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from x2l_cluster.errors import CorruptVideo, NotAVideo, NoVideoStream, VideoError
+from x2l_cluster.video.files import damage
+
+VIDEO_FORMATS = (
+    "mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "flv", "asf", "ogg", "rm", "gif",
+    "h264", "hevc", "ivf", "obu", "mxf", "nut", "dv", "swf", "wtv",
+)  # fmt: skip
+AUDIO_FORMATS = ("wav", "mp3", "flac", "aac", "aiff", "au", "amr", "w64", "caf", "ac3", "eac3")
+"""Opened only to be able to say "there is no picture in this"."""
+
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(VIDEO_FORMATS + AUDIO_FORMATS)}
+
+MAX_PIXELS = 1 << 26
+"""A frame larger than 67 megapixels (8K has 33) is a mistake or an attack: it would take 200 MB each."""
+
+
+_THREADS = 4
+"""Decoding threads each hold frames of their own: with one a core, a large machine would hold gigabytes."""
+
+
+@contextmanager
+def open_container(path: Path, *, frame_threads: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its main video stream.
+
+    Raises:
+        NotAVideo: no listed container.
+        NoVideoStream: a container without pictures (cover art does not count).
+        CorruptVideo: a known container whose index is missing or unreadable.
+    """
+    try:
+        container = av.open(f"file:{path}", options=_OPTIONS, metadata_errors="replace")
+    except (av.error.FFmpegError, ValueError) as error:
+        raise _refusal(path, error) from error
+    with container:
+        pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not pictures:
+            raise NoVideoStream(f"{path} ({container.format.name}) has no video stream; give a file with pictures")
+        if not set(container.format.name.split(",")) & set(VIDEO_FORMATS):
+            raise NotAVideo(f"{path} is {container.format.name}, which is not a video container; convert it to MP4")
+        best = container.streams.best("video")
+        stream = best if isinstance(best, VideoStream) and best in pictures else pictures[0]
+        if stream.width * stream.height > MAX_PIXELS:
+            raise CorruptVideo(
+                f"{path} declares frames of {stream.width}x{stream.height}, above the limit of {MAX_PIXELS} pixels; "
+                "scale it down"
+            )
+        stream.thread_type = "AUTO" if frame_threads else "SLICE"
+        stream.codec_context.thread_count = min(_THREADS, os.cpu_count() or 1)
+        yield container, stream
+
+
+def _refusal(path: Path, error: Exception) -> VideoError:
+    why = damage(path)
+    if why is not None:
+        return CorruptVideo(f"{path} cannot be opened: {why}; upload it again, or repair it")
+    return NotAVideo(f"{path} is no video container this service reads ({error}); convert it to MP4")
+
+
+def decoded(container: InputContainer, stream: VideoStream, on_error: Callable[[str], None]) -> Iterator[VideoFrame]:
+    """Every frame that can be decoded from here on, in presentation order. What cannot be is told, and skipped."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                yield from stream.codec_context.decode(None)  # what the decoder still holds, after a read error
+                return
+            if packet.size == 0 and packet.dts is not None:
+                continue  # "repeat the last frame" (Theora); to the decoder an empty packet would mean the end
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError as error:
+            on_error(str(error))
