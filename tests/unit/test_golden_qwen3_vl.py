@@ -31,6 +31,10 @@ class Chunk:
     times_s: np.ndarray
     span: Span
 
+    @property
+    def sampled(self) -> int:
+        return len(self.frames)
+
 
 def video(frames: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     pictures = np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)

@@ -27,6 +27,8 @@ class Frames(Protocol):
     @property
     def times_s(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]: ...
     @property
+    def sampled(self) -> int: ...
+    @property
     def span(self) -> Span: ...
 
 
@@ -94,7 +96,7 @@ class Prefiller:
         return Prefilled(
             index=chunk.index,
             span=chunk.span,
-            frames=len(chunk.frames),
+            frames=chunk.sampled,
             position_start=start,
             position_end=tokens.end,
             blocks=blocks,

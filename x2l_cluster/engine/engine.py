@@ -1,0 +1,267 @@
+"""The façade: index a video, ask it questions. Everything else in this room stands behind it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from x2l_cluster.engine.answer import Answerer, Asked
+from x2l_cluster.engine.decode import Generation
+from x2l_cluster.engine.index import Indexer, Progress
+from x2l_cluster.engine.prefill import Prefilled
+from x2l_cluster.engine.stores import Stores
+from x2l_cluster.errors import InvalidInput, SourceMissing, UnknownVideo
+from x2l_cluster.models import VideoLM, load_model
+from x2l_cluster.models.registry import find_checkpoint
+from x2l_cluster.select import Calibration, get_scorer
+from x2l_cluster.state.base import VideoRecord
+from x2l_cluster.types import LOCAL_TENANT, Answer, Detail, IndexStatus, Manifest, ReloadPlan, check_name
+from x2l_cluster.video import frame_at
+from x2l_cluster.video.reader import Pixels
+
+CACHE_BYTES = 2 << 30
+DECODE_DEADLINE_S = 30.0
+
+
+class VideoEngine:
+    """Video-X²L on one device. Safe for several threads.
+
+    Args:
+        lm: the model.
+        stores: blocks, state and sources; the engine closes them.
+        calibration: which heads score; None: scoring falls back to ``coarse``.
+        cache_bytes: what assembled pages kept hot may take.
+        decode_deadline_s: a video decoder without progress for so long is killed.
+    """
+
+    def __init__(
+        self,
+        lm: VideoLM,
+        stores: Stores,
+        *,
+        calibration: Calibration | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        decode_deadline_s: float = DECODE_DEADLINE_S,
+    ) -> None:
+        self.lm = lm
+        self.stores = stores
+        self.calibration = calibration
+        self._indexer = Indexer(
+            lm=lm,
+            kv=stores.kv,
+            state=stores.state,
+            scorers=[get_scorer("calibrated", lm.spec, calibration)] if calibration else [],
+            deadline_s=decode_deadline_s,
+        )
+        self._answerer = Answerer(lm, stores.kv, calibration, cache_bytes=cache_bytes)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "reference",
+        *,
+        store: str = "disk:~/.x2l",
+        fine_store: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Loads a model by bundled name, folder or hub name, and opens its stores.
+
+        Args:
+            store: ``disk:PATH`` or ``memory:``.
+            fine_store: where fine blocks go instead (``redis://…``, ``valkey://…``, ``unix://…``).
+
+        Raises ModelNotAvailable, UnsupportedModel, InvalidInput, StoreUnavailable.
+        """
+        lm = load_model(model, device=device, dtype=dtype)
+        options.setdefault("calibration", _calibration(find_checkpoint(model), lm.spec.weights))
+        return cls(lm, Stores.open(store, fine=fine_store), **options)
+
+    # --- index ------------------------------------------------------------------------------------------------------
+
+    def index(
+        self,
+        path: str | Path,
+        *,
+        video: str | None = None,
+        tenant: str = LOCAL_TENANT,
+        progress: Callable[[Progress], None] = lambda _: None,
+        cancel: threading.Event | None = None,
+        watch: Callable[[Prefilled], None] = lambda _: None,
+        **recipe: Any,
+    ) -> Manifest:
+        """Indexes a video file. The same content under the same recipe is no new work; half-done work is gone on with.
+
+        Args:
+            video: an id of your choice; by default it comes from the content.
+            watch: sees every chunk as it is prefilled, raw KVs included.
+            recipe: fields of :class:`~x2l_cluster.types.Recipe` to change.
+
+        Raises VideoError when the file is at fault, KVError when a store is, Cancelled after ``cancel`` was set.
+        """
+        made = self.lm.recipe(**recipe)
+        source = self.stores.sources.put(tenant, path)
+        try:
+            video = self._id_for(tenant, source.id, video)
+            known = self._find(tenant, video, made.digest)
+            if known is not None and known.status is IndexStatus.READY:
+                return known
+            with self.stores.sources.open_local(tenant, source) as local:
+                return self._indexer.run(
+                    local,
+                    tenant=tenant,
+                    video=video,
+                    recipe=made,
+                    source=source,
+                    progress=progress,
+                    cancel=cancel,
+                    watch=watch,
+                )
+        finally:
+            if video is None or self._find(tenant, video) is None:
+                self.stores.sources.delete(tenant, source)
+
+    def _id_for(self, tenant: str, content: str, wished: str | None) -> str:
+        bound = self.stores.state.find(tenant, content)
+        video = check_name("video id", wished) if wished else bound or f"v-{content[:16]}"
+        existing = self._find(tenant, video)
+        if existing is not None and existing.source is not None and existing.source.id != content:
+            raise InvalidInput(f"video id {video} is taken by another file; choose another id or delete that video")
+        return video
+
+    def _find(self, tenant: str, video: str, recipe: str | None = None) -> Manifest | None:
+        try:
+            return self.stores.state.manifest(tenant, video, recipe)
+        except UnknownVideo:
+            return None
+
+    # --- ask --------------------------------------------------------------------------------------------------------
+
+    def ask(self, video: str | Manifest, question: str, **options: Any) -> Answer:
+        """Answers one question about one video; options as in :meth:`ask_many`."""
+        return self.ask_many([(video, question)], **options)[0]
+
+    def ask_many(
+        self,
+        asked: Sequence[tuple[str | Manifest, str]],
+        *,
+        tenant: str = LOCAL_TENANT,
+        detail: str | Detail = "auto",
+        scorer: str = "calibrated",
+        history: Sequence[tuple[str, str]] = (),
+        generation: Generation | None = None,
+        on_missing: str = "degrade",
+        chunks: Sequence[int] = (),
+    ) -> list[Answer]:
+        """Answers questions about any videos in one batch.
+
+        Args:
+            detail: ``auto``, ``coarse``, ``fine``, ``k=N`` or ``budget=BYTES``, or a :class:`Detail`.
+            scorer: ``calibrated``, ``coarse``, ``attention_mean``, ``embedding``, ``random``, ``uniform_stride``,
+                ``recent`` or ``oracle`` (with ``chunks``).
+            history: earlier (question, answer) turns.
+            on_missing: ``degrade`` answers a missing fine block with its coarse one and says so; ``fail`` raises.
+
+        Raises UnknownVideo, InvalidQuestion, PromptTooLong, KVMissing, StoreUnavailable.
+        """
+        return self._answerer.answer(
+            self._asked(asked, tenant, detail, scorer, history, on_missing, chunks), generation or Generation()
+        )
+
+    def explain(self, video: str | Manifest, question: str, **options: Any) -> ReloadPlan:
+        """Scores and plan of a question, without answering it; options as in :meth:`plans`."""
+        return self.plans([(video, question)], **options)[0]
+
+    def plans(
+        self,
+        asked: Sequence[tuple[str | Manifest, str]],
+        *,
+        tenant: str = LOCAL_TENANT,
+        detail: str | Detail = "auto",
+        scorer: str = "calibrated",
+    ) -> list[ReloadPlan]:
+        """Scores and plans of many questions. Raises as :meth:`ask_many`."""
+        return self._answerer.plans(self._asked(asked, tenant, detail, scorer, (), "degrade", ()))
+
+    def _asked(
+        self,
+        asked: Sequence[tuple[str | Manifest, str]],
+        tenant: str,
+        detail: str | Detail,
+        scorer: str,
+        history: Sequence[tuple[str, str]],
+        on_missing: str,
+        chunks: Sequence[int],
+    ) -> list[Asked]:
+        if on_missing not in ("degrade", "fail"):
+            raise InvalidInput(f"on_missing is degrade or fail, got {on_missing!r}")
+        wanted = Detail.parse(detail) if isinstance(detail, str) else detail
+        return [
+            Asked(
+                manifest=self.manifest(video, tenant=tenant) if isinstance(video, str) else video,
+                question=question,
+                detail=wanted,
+                scorer=scorer,
+                history=tuple(history),
+                fail_on_missing=on_missing == "fail",
+                chunks=tuple(chunks),
+            )
+            for video, question in asked
+        ]
+
+    # --- what is there ----------------------------------------------------------------------------------------------
+
+    def manifest(self, video: str, *, tenant: str = LOCAL_TENANT) -> Manifest:
+        """The index of a video. Raises UnknownVideo."""
+        return self.stores.state.manifest(tenant, video)
+
+    def videos(self, *, tenant: str = LOCAL_TENANT) -> Sequence[VideoRecord]:
+        return self.stores.state.videos(tenant)
+
+    def frame(self, video: str | Manifest, time_s: float, *, tenant: str = LOCAL_TENANT) -> tuple[Pixels, float]:
+        """The frame on screen at a moment (height, width, 3) and its true time, from the kept source.
+
+        Raises UnknownVideo, SourceMissing, VideoError.
+        """
+        manifest = self.manifest(video, tenant=tenant) if isinstance(video, str) else video
+        if manifest.source is None:
+            raise SourceMissing(f"the source of video {manifest.video} was not kept; index it again from its file")
+        with self.stores.sources.open_local(manifest.tenant, manifest.source) as local:
+            return frame_at(local, time_s)
+
+    def delete(self, video: str, *, tenant: str = LOCAL_TENANT) -> int:
+        """Deletes a video from every store and returns the bytes of KV freed. Raises UnknownVideo."""
+        manifest = self.manifest(video, tenant=tenant)
+        self.stores.state.delete(tenant, video)
+        freed = self.stores.kv.delete_video(tenant, video)
+        self._answerer.forget(tenant, video)
+        if manifest.source is not None and not self._source_in_use(tenant, manifest.source.id):
+            self.stores.sources.delete(tenant, manifest.source)
+        return freed
+
+    def _source_in_use(self, tenant: str, content: str) -> bool:
+        return any(m.source is not None and m.source.id == content for m in self.stores.state.videos(tenant))
+
+    def close(self) -> None:
+        self.stores.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _calibration(folder: Path, weights: str) -> Calibration | None:
+    """The calibration shipped beside a checkpoint; None when there is none, or it was made for other weights."""
+    file = folder / "calibration.json"
+    if not file.exists():
+        return None
+    found = Calibration.from_json(file.read_bytes())
+    return found if found.weights == weights else None

@@ -1,0 +1,94 @@
+"""Scoring: which chunks a question is about, by the model's own heads (DESIGN §2.2 point 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from x2l_cluster.engine.assemble import Prefix
+from x2l_cluster.engine.cache import ByteCache
+from x2l_cluster.engine.place import Placement
+from x2l_cluster.engine.reload import Reloader
+from x2l_cluster.errors import BlockCorrupt, BlockMissing
+from x2l_cluster.models import Page, Prompt, Step, VideoLM, View
+from x2l_cluster.select import Bank, ChunkScorer, EncodedQuestion, Encoding, Features, Source
+from x2l_cluster.types import ChunkRow, Kind, Manifest
+
+BankKey = tuple[str, str, str, int, str]
+
+
+class Scoring:
+    """Scores questions against videos; keeps the banks of hot videos.
+
+    Args:
+        budget_bytes: what the banks kept hot may take.
+    """
+
+    def __init__(self, lm: VideoLM, reloader: Reloader, *, budget_bytes: int) -> None:
+        self._lm, self._reloader = lm, reloader
+        self._banks: ByteCache[BankKey, Bank] = ByteCache(budget_bytes, lambda bank: bank.keys.nbytes)
+
+    def scores(
+        self,
+        manifest: Manifest,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[str],
+        scorer: ChunkScorer,
+        *,
+        prefix: Prefix,
+        coarse: Sequence[Page],
+        where: Placement,
+        end: float,
+    ) -> list[Tensor]:
+        """For each prompt, (chunks,) float32.
+
+        Args:
+            coarse: H of every chunk, resident, placed by ``where``; ``end`` is the position behind them.
+            seeds: names of the questions, for scorers that draw lots.
+        """
+        alone = scorer.encoding is Encoding.ALONE
+        position = prefix.end if alone else end
+        tokens = [self._lm.embed_text(prompt.suffix, position) for prompt in prompts]
+        queries: Sequence[dict[int, Tensor] | object] = [{} for _ in prompts]
+        if scorer.encoding is not Encoding.NONE:
+            pages = [prefix.page] if alone else [prefix.page, *coarse]
+            steps = [Step(tokens=item, view=View(pages)) for item in tokens]
+            queries = self._lm.forward(steps, queries=scorer.layers, until=scorer.until).queries
+        bank = self._bank(manifest, scorer)
+        return [
+            scorer.score(EncodedQuestion.of(prompt, item, seen, self._lm, seed), bank)  # type: ignore[arg-type]
+            for prompt, item, seen, seed in zip(prompts, tokens, queries, seeds, strict=True)
+        ]
+
+    def _bank(self, manifest: Manifest, scorer: ChunkScorer) -> Bank:
+        chunks = [row.index for row in manifest.chunks]
+        if scorer.source is Source.NONE:
+            return scorer.bank(chunks, [])
+        name = scorer.kind or f"{scorer.name}/{getattr(scorer, 'kv_heads', '')}"
+        key = (
+            manifest.tenant,
+            manifest.video,
+            manifest.recipe.digest,
+            manifest.epoch * 2**32 + manifest.revision,
+            name,
+        )
+        bank, _ = self._banks.get(
+            key, lambda: scorer.bank(chunks, [self._features(manifest, row, scorer) for row in manifest.chunks])
+        )
+        return bank
+
+    def _features(self, manifest: Manifest, row: ChunkRow, scorer: ChunkScorer) -> Features:
+        """As stored; what was indexed before this calibration is made from the stored fine block instead."""
+        if scorer.source is Source.COARSE:
+            return scorer.index(self._reloader.block(manifest, row, Kind.H).to(self._lm.device))
+        assert scorer.kind is not None
+        try:
+            return self._reloader.features(manifest, row, scorer.kind)
+        except (BlockMissing, BlockCorrupt):
+            if scorer.kind == "x-embedding":
+                raise
+            return scorer.index(self._reloader.block(manifest, row, Kind.L).to(self._lm.device))
+
+    def forget(self, tenant: str, video: str) -> None:
+        self._banks.drop(lambda key: key[:2] == (tenant, video))

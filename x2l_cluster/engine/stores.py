@@ -1,0 +1,49 @@
+"""Where an engine keeps things: one URL for everything, with fine blocks elsewhere if wanted."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from x2l_cluster.errors import InvalidInput
+from x2l_cluster.kv.open import open_kv
+from x2l_cluster.kv.store import KVStore
+from x2l_cluster.state.base import StateStore
+from x2l_cluster.state.open import open_state
+from x2l_cluster.types import Kind
+from x2l_cluster.video import FsspecSourceStore, SourceStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """Blocks, state and sources. Closes what it opened."""
+
+    kv: KVStore
+    state: StateStore
+    sources: SourceStore
+    opened: ExitStack
+
+    @classmethod
+    def open(cls, url: str, *, fine: str | None = None) -> Stores:
+        """``disk:PATH`` (all that is needed, and restart-proof) or ``memory:``; ``fine`` is a KV URL for fine blocks.
+
+        Raises InvalidInput and StoreUnavailable.
+        """
+        place, _, path = url.partition(":")
+        with ExitStack() as stack:
+            if place == "memory":
+                root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="x2l-")))
+                rest = "memory:"
+            elif place == "disk" and path:
+                root = Path(path).expanduser()
+                rest = f"disk:{root}"
+            else:
+                raise InvalidInput(f"a store is disk:PATH or memory:, got {url!r}")
+            kv = stack.enter_context(open_kv(f"{Kind.L}={fine};{rest}" if fine else rest))
+            state = stack.enter_context(open_state(rest))
+            return cls(kv=kv, state=state, sources=FsspecSourceStore(root / "sources"), opened=stack.pop_all())
+
+    def close(self) -> None:
+        self.opened.close()

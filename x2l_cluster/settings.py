@@ -1,0 +1,22 @@
+"""Configuration from the environment (prefix ``X2L_``); every value has a default that works on a laptop."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What the command line and the services start from. Flags win over the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="X2L_", frozen=True, extra="ignore")
+
+    model: str = Field("reference", description="bundled name, folder, or owner/name of a checkpoint")
+    store: str = Field("disk:~/.x2l", description="where indexes are kept: disk:PATH or memory:")
+    fine_store: str | None = Field(
+        None, description="where fine blocks are kept instead: redis://…, valkey://…, unix://…"
+    )
+    device: str | None = Field(None, description="cpu, cuda, cuda:1 …; by default a GPU if there is one")
+    dtype: str | None = Field(None, description="bfloat16, float16 or float32; by default what suits the device")
+    cache_bytes: int = Field(2 << 30, ge=0, description="bytes of assembled KV pages kept hot in the process")
+    decode_deadline_s: float = Field(30.0, gt=0, description="a video decoder without progress for so long is killed")
