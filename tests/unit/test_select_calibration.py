@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from x2l_cluster.errors import InvalidInput
+from x2l_cluster.errors import CalibrationMissing, InvalidInput
 from x2l_cluster.select import Aggregation, Calibration, Encoding, TokenSet
 
 GOOD = Calibration(
@@ -30,6 +31,15 @@ GOOD = Calibration(
 
 def test_json_round_trip() -> None:
     assert Calibration.from_json(GOOD.to_json()) == GOOD
+
+
+def test_files_round_trip_and_a_missing_one_says_what_to_do(tmp_path: Path) -> None:
+    place = tmp_path / "model" / "calibration.json"
+    with pytest.raises(CalibrationMissing, match="x2l calibrate"):
+        Calibration.load(place)
+    GOOD.save(place)
+    assert Calibration.load(place) == GOOD
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
 
 
 def test_digest_covers_what_matters_and_nothing_else() -> None:

@@ -1,22 +1,23 @@
 """What calibration found out about a model: which heads retrieve, how to use them, and how sure they are.
 
-Found once per model on synthetic probes (``calibrate/``) and shipped with it. A pure value; whoever has a file reads
-and writes :meth:`Calibration.to_json`.
+Found once per model on synthetic probes (``calibrate/``) and shipped with it, as a small JSON file.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self
 
 import xxhash
 
-from x2l_cluster.errors import InvalidInput
+from x2l_cluster.errors import CalibrationMissing, InvalidInput
 from x2l_cluster.select.question import Aggregation, Encoding, TokenSet
 from x2l_cluster.select.scoring import Way
 from x2l_cluster.types import Quant
@@ -105,6 +106,23 @@ class Calibration:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def save(self, path: Path | str) -> None:
+        """Writes the file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_text(self.to_json(), encoding="utf-8")
+        fresh.replace(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Raises CalibrationMissing where there is no such file, InvalidInput where it is no calibration."""
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise CalibrationMissing(f"no calibration can be read at {path} ({error}): run `x2l calibrate`") from error
+        return cls.from_json(text)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -166,6 +166,11 @@ class Bank:
             lengths=(0,) * len(chunks),
         )
 
+    def to(self, device: torch.device | str) -> Bank:
+        """On another device (stored features arrive on the CPU)."""
+        table = None if self.table is None else self.table.to(device)
+        return replace(self, keys=self.keys.to(device), coords=self.coords.to(device), table=table)
+
     @property
     def chunk_of(self) -> Tensor:
         """(entries,) int64: the place in ``chunks`` of each entry's chunk."""
