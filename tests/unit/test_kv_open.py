@@ -1,0 +1,94 @@
+"""Stores by URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from x2l_cluster.errors import InvalidInput, StoreFull, StoreUnavailable
+from x2l_cluster.kv.connect import shown
+from x2l_cluster.kv.disk import DiskKV
+from x2l_cluster.kv.memory import MemoryKV
+from x2l_cluster.kv.open import open_kv
+from x2l_cluster.kv.remote import RemoteKV
+from x2l_cluster.kv.routed import RoutedKV
+from x2l_cluster.state.disk import DiskState
+from x2l_cluster.state.memory import MemoryState
+from x2l_cluster.state.open import open_state
+from x2l_cluster.state.remote import RemoteState
+from x2l_cluster.types import BlockKey
+
+KEY = BlockKey(tenant="ada", video="v1", recipe="r1", epoch=1, kind="l", chunk=0)
+
+
+def test_urls_name_stores(tmp_path: Path) -> None:
+    cases: list[tuple[str, type, type]] = [
+        ("memory:", MemoryKV, MemoryState),
+        (f"disk:{tmp_path}", DiskKV, DiskState),
+        ("redis://localhost:1", RemoteKV, RemoteState),
+        ("valkey://localhost:1/3", RemoteKV, RemoteState),
+        ("valkeys://localhost:1", RemoteKV, RemoteState),
+        ("unix:///tmp/none.sock", RemoteKV, RemoteState),
+        (f"l=unix:///tmp/none.sock;disk:{tmp_path}", RoutedKV, DiskState),
+    ]
+    for url, kv, state in cases:
+        with open_kv(url) as blobs, open_state(url) as manifests:
+            assert type(blobs) is kv
+            assert type(manifests) is state
+
+
+def test_one_folder_serves_both(tmp_path: Path) -> None:
+    url = f"disk:{tmp_path}/new/place"
+    with open_kv(url) as blobs, open_state(url) as state:
+        blobs.put(KEY, b"x")
+        state.bind("ada", "c1", "v1")
+    with open_kv(url) as blobs, open_state(url) as state:
+        assert blobs.get(KEY) == b"x"
+        assert state.find("ada", "c1") == "v1"
+
+
+def test_kinds_go_where_the_url_says(tmp_path: Path) -> None:
+    with open_kv(f"l=memory:;disk:{tmp_path}") as store:
+        assert isinstance(store.route("l"), MemoryKV)
+        assert isinstance(store.route("h"), DiskKV)
+        assert isinstance(store.route("x-1f"), DiskKV)
+        assert not store.durable
+        assert store.route("h").durable
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "memory", "memory:x", "disk:", "ftp://x", "redis:x", "/tmp", "q=memory:;memory:", "l=;memory:", "l=memory:;"],
+)
+@pytest.mark.parametrize("opens", [open_kv, open_state])
+def test_urls_that_name_nothing_are_refused(url: str, opens: Callable[[str], Any]) -> None:
+    with pytest.raises(InvalidInput, match="disk:PATH"):
+        opens(url)
+
+
+def test_a_folder_that_cannot_be_used_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for opens in (open_kv, open_state):
+        with pytest.raises(StoreUnavailable, match="file"):
+            opens(f"disk:{tmp_path}/file")
+
+
+def test_credentials_are_never_shown() -> None:
+    assert shown("redis://me:secret@host:6379/2?password=hush") == "redis://host:6379/2"
+    assert shown("unix://me:secret@/run/v.sock?db=1") == "unix:///run/v.sock"
+
+
+def test_a_memory_store_keeps_to_its_budget() -> None:
+    with MemoryKV(budget_bytes=100) as store:
+        store.put(KEY, bytes(60))
+        other = BlockKey(tenant="ada", video="v1", recipe="r1", epoch=1, kind="l", chunk=1)
+        with pytest.raises(StoreFull, match="60 of 100"):
+            store.put(other, bytes(41))
+        assert store.held_bytes() == 60
+        store.put(other, bytes(40))
+        store.put(KEY, bytes(10))
+        store.delete_video("ada", "v1")
+        assert store.held_bytes() == 0

@@ -1,0 +1,138 @@
+"""Blobs as files: one a block, ``tenant/video/recipe/epoch/kind/chunk.stripe``, on any POSIX filesystem.
+
+A blob is written beside its place, synced, and renamed into it, so a reader sees all of it or nothing. Files are never
+changed in place, so a mapped blob stays valid when its file is replaced or deleted. A video is deleted by one rename,
+then freed. What a dead process left unfinished is swept when the next one opens the folder.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from x2l_cluster.errors import BlockMissing, InvalidInput, StoreUnavailable
+from x2l_cluster.kv.blob import Buffer
+from x2l_cluster.kv.files import Scratch, errors_as_store, sync_folders, write_new
+from x2l_cluster.kv.store import SingleStore, missing_message
+from x2l_cluster.types import BlockKey, Tier, check_name
+
+_ATTEMPTS = 1000
+"""A folder may be deleted between being made and being used; each attempt makes it anew."""
+
+
+class DiskKV(SingleStore):
+    """A folder of blobs.
+
+    Args:
+        root: the folder; made when missing. Several processes may share it.
+        sync: whether :meth:`put` returns only once the blob would outlive a power cut. Without it the store is fast,
+            and not durable: after a crash a blob may be empty or cut, which its checksums tell.
+    """
+
+    tier = Tier.DISK
+
+    def __init__(self, root: Path | str, *, sync: bool = True) -> None:
+        self._root = Path(root).expanduser().absolute()
+        self.durable = sync
+        with errors_as_store(self._root):
+            self._scratch = Scratch(self._root / ".tmp")
+
+    def put(self, key: BlockKey, blob: Buffer) -> None:
+        path, temporary = self._path(key), self._scratch.path()
+        with errors_as_store(self._root):
+            try:
+                write_new(temporary, blob, sync=self.durable)
+                self._move(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            if self.durable:
+                with suppress(FileNotFoundError):  # the video was deleted in this very moment
+                    sync_folders(path.parent, self._root)
+
+    def get(self, key: BlockKey) -> memoryview:
+        try:
+            with errors_as_store(self._root), open(self._path(key), "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                # An empty file cannot be mapped; it is no block either, which the codec will say.
+                return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b"")
+        except FileNotFoundError:
+            raise BlockMissing(missing_message(key, str(self._root))) from None
+
+    def delete(self, keys: Iterable[BlockKey]) -> int:
+        freed = 0
+        with errors_as_store(self._root):
+            for key in keys:
+                path = self._path(key)
+                with suppress(FileNotFoundError):
+                    size = path.stat().st_size
+                    path.unlink()
+                    freed += size
+                self._prune(path.parent)
+        return freed
+
+    def delete_video(self, tenant: str, video: str) -> int:
+        folder = self._video(tenant, video)
+        trash = self._scratch.path()
+        with errors_as_store(self._root):
+            try:
+                os.rename(folder, trash)
+            except FileNotFoundError:
+                return 0
+            freed = _bytes_under(trash)
+            shutil.rmtree(trash, ignore_errors=True)  # a writer may still be on its way in; closing takes the rest
+            self._prune(folder.parent)
+        return freed
+
+    def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
+        folder = self._video(tenant, video)
+        for path in folder.glob("*/*/*/*"):
+            try:
+                recipe, epoch, kind, name = path.relative_to(folder).parts
+                chunk, stripe = map(int, name.split("."))
+                yield BlockKey(
+                    tenant=tenant, video=video, recipe=recipe, epoch=int(epoch), kind=kind, chunk=chunk, stripe=stripe
+                )
+            except (ValueError, InvalidInput):  # somebody else's file
+                continue
+
+    def held_bytes(self, tenant: str | None = None) -> int:
+        if tenant is not None:
+            return _bytes_under(self._root / check_name("tenant", tenant))
+        return sum(_bytes_under(folder) for folder in self._root.iterdir() if not folder.name.startswith("."))
+
+    def close(self) -> None:
+        self._scratch.close()
+
+    def _video(self, tenant: str, video: str) -> Path:
+        return self._root / check_name("tenant", tenant) / check_name("video", video)
+
+    def _path(self, key: BlockKey) -> Path:
+        return self._video(key.tenant, key.video) / key.recipe / str(key.epoch) / key.kind / f"{key.chunk}.{key.stripe}"
+
+    def _move(self, temporary: Path, path: Path) -> None:
+        for _ in range(_ATTEMPTS):
+            with suppress(FileNotFoundError, FileExistsError):  # mkdir says "exists" when it stops existing
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(temporary, path)
+                return
+        raise StoreUnavailable(f"the folder {path.parent} vanishes as often as it is made: who deletes it?")
+
+    def _prune(self, folder: Path) -> None:
+        """Removes folders from ``folder`` up to the root for as long as they are empty."""
+        with suppress(OSError):
+            while folder != self._root:
+                folder.rmdir()
+                folder = folder.parent
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                total += path.stat().st_size
+    return total

@@ -1,0 +1,76 @@
+"""Blobs in this process's memory: for one-shot use, for tests, and the plainest reading of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from threading import Lock
+
+from x2l_cluster.errors import BlockMissing, StoreFull
+from x2l_cluster.kv.blob import Buffer
+from x2l_cluster.kv.store import SingleStore, missing_message
+from x2l_cluster.types import BlockKey, Tier, check_name
+
+
+class MemoryKV(SingleStore):
+    """A dictionary of blobs. ``budget_bytes`` bounds their sum."""
+
+    tier = Tier.HOST
+    durable = False
+
+    def __init__(self, *, budget_bytes: int | None = None) -> None:
+        self._budget = budget_bytes
+        self._videos: dict[tuple[str, str], dict[BlockKey, bytes]] = {}
+        self._held = 0
+        self._lock = Lock()
+
+    def put(self, key: BlockKey, blob: Buffer) -> None:
+        kept = bytes(blob)
+        with self._lock:
+            video = self._videos.get((key.tenant, key.video), {})
+            held = self._held + len(kept) - len(video.get(key, b""))
+            if self._budget is not None and held > self._budget:
+                raise StoreFull(
+                    f"block {key} of {len(kept)} bytes does not fit: {self._held} of {self._budget} bytes are taken; "
+                    "delete videos or raise the budget"
+                )
+            self._videos[key.tenant, key.video] = video
+            video[key] = kept
+            self._held = held
+
+    def get(self, key: BlockKey) -> memoryview:
+        with self._lock:
+            blob = self._videos.get((key.tenant, key.video), {}).get(key)
+        if blob is None:
+            raise BlockMissing(missing_message(key, "memory"))
+        return memoryview(blob)
+
+    def delete(self, keys: Iterable[BlockKey]) -> int:
+        freed = 0
+        with self._lock:
+            for key in keys:
+                video = self._videos.get((key.tenant, key.video), {})
+                freed += len(video.pop(key, b""))
+                if not video:
+                    self._videos.pop((key.tenant, key.video), None)
+            self._held -= freed
+        return freed
+
+    def delete_video(self, tenant: str, video: str) -> int:
+        place = (check_name("tenant", tenant), check_name("video", video))
+        with self._lock:
+            freed = sum(map(len, self._videos.pop(place, {}).values()))
+            self._held -= freed
+        return freed
+
+    def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
+        place = (check_name("tenant", tenant), check_name("video", video))
+        with self._lock:
+            return iter(tuple(self._videos.get(place, {})))
+
+    def held_bytes(self, tenant: str | None = None) -> int:
+        with self._lock:
+            if tenant is None:
+                return self._held
+            return sum(
+                len(blob) for (owner, _), video in self._videos.items() if owner == tenant for blob in video.values()
+            )

@@ -1,0 +1,59 @@
+"""Stores by URL, as settings and the command line name them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from x2l_cluster.errors import InvalidInput
+from x2l_cluster.kv.connect import SCHEMES
+from x2l_cluster.kv.disk import DiskKV
+from x2l_cluster.kv.memory import MemoryKV
+from x2l_cluster.kv.routed import RoutedKV
+from x2l_cluster.kv.store import KVStore
+from x2l_cluster.types import Kind
+
+USAGE = "memory:, disk:PATH, redis://…, valkey://…, unix:///SOCKET, or by kind: l=URL;h=URL;x=URL;DEFAULT"
+
+
+def open_kv(url: str) -> KVStore:
+    """The store a URL names; close it when done.
+
+    ``memory:``; ``disk:PATH`` (blobs under ``PATH/kv``); ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or
+    ``unix:///SOCKET``; or several by kind, ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest.
+
+    Raises:
+        InvalidInput: no such kind of store, or none for the rest.
+        StoreUnavailable: the place cannot be used.
+    """
+    routes, default = split_routes(url)
+    with ExitStack() as opened:
+        stores = {kind: opened.enter_context(_open_one(place)) for kind, place in routes.items()}
+        rest = opened.enter_context(_open_one(default))
+        opened.pop_all()
+    return RoutedKV(stores, rest) if stores else rest
+
+
+def split_routes(url: str) -> tuple[dict[str, str], str]:
+    """URLs by kind, and the one for the rest."""
+    *parts, default = url.split(";")
+    routes = {}
+    for part in parts:
+        kind, _, place = part.partition("=")
+        if kind not in set(Kind) or not place:
+            raise InvalidInput(f"store {url!r}: {part!r} is no kind of block with a store; give {USAGE}")
+        routes[kind] = place
+    return routes, default
+
+
+def _open_one(url: str) -> KVStore:
+    scheme, colon, rest = url.partition(":")
+    if scheme == "memory" and colon and not rest:
+        return MemoryKV()
+    if scheme == "disk" and rest:
+        return DiskKV(Path(rest).expanduser() / "kv")
+    if scheme in SCHEMES and rest.startswith("//"):
+        from x2l_cluster.kv.remote import RemoteKV
+
+        return RemoteKV(url)
+    raise InvalidInput(f"no store is called {scheme or url!r}; give {USAGE}")

@@ -1,0 +1,65 @@
+"""One store made of several, by kind: fine blocks where there is much fast room, the rest where it survives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+
+from x2l_cluster.kv.blob import Buffer
+from x2l_cluster.kv.store import KVStore, SingleStore
+from x2l_cluster.types import BlockKey, Tier
+
+
+class RoutedKV(SingleStore):
+    """Sends every kind to its store, and closes them all.
+
+    Args:
+        routes: store by kind (``Kind``; of a score index the part before the dash).
+        default: keeps every other kind.
+    """
+
+    def __init__(self, routes: Mapping[str, KVStore], default: KVStore) -> None:
+        self._routes = dict(routes)
+        self._default = default
+        self._all = list({id(store): store for store in (*self._routes.values(), default)}.values())
+
+    @property
+    def tier(self) -> Tier:
+        """That of the default; ask ``route(kind).tier`` for a kind's."""
+        return self._default.tier
+
+    @property
+    def durable(self) -> bool:
+        """Whether all of them are; ask ``route(kind).durable`` for a kind's."""
+        return all(store.durable for store in self._all)
+
+    def route(self, kind: str) -> KVStore:  # type: ignore[override]
+        return self._routes.get(kind.partition("-")[0], self._default).route(kind)
+
+    def put(self, key: BlockKey, blob: Buffer) -> None:
+        self.route(key.kind).put(key, blob)
+
+    def get(self, key: BlockKey) -> memoryview:
+        return self.route(key.kind).get(key)
+
+    def delete(self, keys: Iterable[BlockKey]) -> int:
+        parts: dict[int, tuple[KVStore, list[BlockKey]]] = {}
+        for key in keys:
+            store = self.route(key.kind)
+            parts.setdefault(id(store), (store, []))[1].append(key)
+        return sum(store.delete(part) for store, part in parts.values())
+
+    def delete_video(self, tenant: str, video: str) -> int:
+        return sum(store.delete_video(tenant, video) for store in self._all)
+
+    def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
+        for store in self._all:
+            yield from store.keys(tenant, video)
+
+    def held_bytes(self, tenant: str | None = None) -> int:
+        return sum(store.held_bytes(tenant) for store in self._all)
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            for store in self._all:
+                stack.callback(store.close)

@@ -1,0 +1,88 @@
+"""The seam to the tiers: who keeps blobs, by key. Bytes in, bytes out; nobody here knows what a tensor is.
+
+Implementations: :mod:`~x2l_cluster.kv.memory`, :mod:`~x2l_cluster.kv.disk`, :mod:`~x2l_cluster.kv.remote` (Redis or
+Valkey) and :mod:`~x2l_cluster.kv.routed` (one store a kind). All pass one contract suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, Self
+
+from x2l_cluster.kv.blob import Buffer
+from x2l_cluster.types import BlockKey, Tier
+
+
+class KVStore(Protocol):
+    """Keeps blobs. A blob is whole or absent, for every reader, whatever dies when.
+
+    Putting the same bytes again changes nothing; putting others replaces them at once (equal keys should mean equal
+    bytes, and readers check against the manifest anyway). Safe to use from several threads, and by several processes
+    where the place is shared. Every method may raise StoreUnavailable.
+    """
+
+    @property
+    def tier(self) -> Tier:
+        """Where blobs are kept."""
+        ...
+
+    @property
+    def durable(self) -> bool:
+        """Whether what :meth:`put` returned from outlives a restart of the machine."""
+        ...
+
+    def route(self, kind: str) -> KVStore:
+        """The store that keeps blobs of this kind; itself, unless it is made of others."""
+        ...
+
+    def put(self, key: BlockKey, blob: Buffer) -> None:
+        """Keeps ``blob`` under ``key``. Raises StoreFull when there is no room; nothing of the blob is left then."""
+        ...
+
+    def get(self, key: BlockKey) -> memoryview:
+        """The blob, read-only, valid for as long as it is held on to. Raises BlockMissing."""
+        ...
+
+    def delete(self, keys: Iterable[BlockKey]) -> int:
+        """Deletes what is there of ``keys`` and returns the bytes freed."""
+        ...
+
+    def delete_video(self, tenant: str, video: str) -> int:
+        """Deletes every blob of a video, of all recipes and epochs, and returns the bytes freed."""
+        ...
+
+    def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
+        """Keys of every blob of a video, in no order. For sweeps, never on the way of a request."""
+        ...
+
+    def held_bytes(self, tenant: str | None = None) -> int:
+        """Bytes of blobs held, of one tenant or of all. For budgets and reports, never on the way of a request."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of connections and files; what is durable stays. May be called twice."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class SingleStore:
+    """What stores of one place have in common."""
+
+    def route(self, kind: str) -> Self:
+        return self
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def missing_message(key: BlockKey, where: str) -> str:
+    return f"block {key} is not in {where}: answer coarse, or index the video again"

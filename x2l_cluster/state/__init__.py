@@ -1,0 +1,1 @@
+"""What exists: manifests, published chunk by chunk under an epoch; in memory, on disk, in Redis or Valkey."""

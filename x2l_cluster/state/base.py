@@ -1,0 +1,120 @@
+"""The seam to the state: which videos exist, for whom, and which of their chunks are sealed.
+
+An indexing run goes ``begin → seal, seal, … → finish``. Each run has an **epoch**, taken from a counter that only ever
+grows; whoever begins later has the higher one, and from then on every step under a lower one is refused. So a worker
+that was thought dead and comes back publishes nothing.
+
+Implementations: :mod:`~x2l_cluster.state.memory`, :mod:`~x2l_cluster.state.disk`, :mod:`~x2l_cluster.state.remote`. All
+pass one contract suite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from x2l_cluster.types import ChunkRow, IndexStatus, Manifest, Recipe, SourceRef, Span, VideoInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoRecord:
+    """A line in a list of videos: a manifest without its rows."""
+
+    tenant: str
+    video: str
+    recipe: Recipe
+    epoch: int
+    revision: int
+    status: IndexStatus
+    info: VideoInfo
+    source: SourceRef | None
+    chunks: int
+    covered: Span
+
+
+class StateStore(Protocol):
+    """Keeps manifests. Every step is atomic: it is visible whole, to everyone at once, or not at all.
+
+    The tenant comes first everywhere and is part of every key: another tenant's video is unknown, not forbidden. Safe
+    to use from several threads, and by several processes where the place is shared. Any method may raise
+    StoreUnavailable, StoreFull, or ManifestCorrupt.
+    """
+
+    @property
+    def durable(self) -> bool:
+        """Whether a step that returned outlives a restart of the machine."""
+        ...
+
+    def begin(
+        self, tenant: str, video: str, recipe: Recipe, info: VideoInfo, source: SourceRef | None = None
+    ) -> Manifest:
+        """Takes the work over under a new epoch, which is the returned manifest's.
+
+        What is sealed under this recipe stays: work goes on at chunk ``len(manifest.chunks)``. A finished index stays
+        READY (its blocks may be updated, no chunk added).
+
+        Raises:
+            ManifestConflict: the video has sealed chunks of another source.
+        """
+        ...
+
+    def seal(self, tenant: str, video: str, recipe_digest: str, epoch: int, row: ChunkRow) -> Manifest:
+        """Publishes the next chunk. Its blocks must be stored by then.
+
+        Sealing an equal row again changes nothing.
+
+        Raises:
+            StaleEpoch: somebody began after ``epoch``.
+            UnknownVideo: the video was deleted, or never begun; it is not brought back.
+            ManifestConflict: the row is not the next one, or differs from the sealed one, or the index is finished.
+        """
+        ...
+
+    def update(self, tenant: str, video: str, recipe_digest: str, epoch: int, row: ChunkRow) -> Manifest:
+        """Replaces the blocks of a sealed chunk (a new calibration adds a score index). The rest of the row must agree.
+
+        Raises: as :meth:`seal`.
+        """
+        ...
+
+    def finish(
+        self, tenant: str, video: str, recipe_digest: str, epoch: int, info: VideoInfo | None = None
+    ) -> Manifest:
+        """Declares the index READY, with ``info`` as it turned out to be. Finishing again changes nothing.
+
+        Raises:
+            StaleEpoch, UnknownVideo: as :meth:`seal`.
+            ManifestConflict: nothing is sealed.
+        """
+        ...
+
+    def manifest(self, tenant: str, video: str, recipe_digest: str | None = None) -> Manifest:
+        """The manifest of that recipe; without one, the newest that is READY, else the newest. Raises UnknownVideo."""
+        ...
+
+    def videos(self, tenant: str) -> list[VideoRecord]:
+        """One record a video and recipe, sorted by video, newest last."""
+        ...
+
+    def bind(self, tenant: str, content: str, video: str) -> str:
+        """Notes that content with this digest is that video, unless another is noted already; returns what is noted."""
+        ...
+
+    def find(self, tenant: str, content: str) -> str | None:
+        """The video with that content."""
+        ...
+
+    def delete(self, tenant: str, video: str) -> bool:
+        """Forgets the video, all its recipes and bindings at once. Tells whether there was anything.
+
+        Comes before the deletion of blobs, so that no manifest names what is gone. The epoch counter stays.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of connections and files; what is durable stays. May be called twice."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...

@@ -1,0 +1,94 @@
+"""What each step makes of a manifest: the rules of publication, as pure functions.
+
+::
+
+                      begin (new epoch, rows kept)
+              ┌──────────────┐
+    ─ begin ─▶ INDEXING ─────┴─ seal, update ─▶ INDEXING ── finish ─▶ READY ── update ─▶ READY
+
+Every step but ``begin`` needs the current epoch. A step that changes nothing returns the very manifest it was given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from x2l_cluster.errors import ManifestConflict, StaleEpoch
+from x2l_cluster.types import ChunkRow, IndexStatus, Manifest, Recipe, SourceRef, VideoInfo
+
+
+def begin(
+    old: Manifest | None,
+    *,
+    tenant: str,
+    video: str,
+    recipe: Recipe,
+    epoch: int,
+    info: VideoInfo,
+    source: SourceRef | None,
+) -> Manifest:
+    if old is None:
+        return Manifest(tenant=tenant, video=video, recipe=recipe, epoch=epoch, revision=1, info=info, source=source)
+    if epoch <= old.epoch:
+        raise ManifestConflict(
+            f"video {video} was worked on under epoch {old.epoch}, but the counter stands at {epoch}: "
+            "it was lost; restore it, or delete the video"
+        )
+    if old.chunks and source and old.source and source.id != old.source.id:
+        raise ManifestConflict(
+            f"video {video} has {len(old.chunks)} chunks of source {old.source.id}, not of {source.id}: "
+            "delete it first, or use another id"
+        )
+    return replace(
+        old,
+        epoch=epoch,
+        revision=old.revision + 1,
+        info=old.info if old.status is IndexStatus.READY else info,
+        source=source or old.source,
+    )
+
+
+def seal(old: Manifest, epoch: int, row: ChunkRow) -> Manifest:
+    _check_epoch(old, epoch)
+    if row.index < len(old.chunks):
+        if old.chunks[row.index] == row:
+            return old
+        raise ManifestConflict(f"chunk {row.index} of video {old.video} is sealed with other blocks: go on after it")
+    if old.status is IndexStatus.READY:
+        raise ManifestConflict(f"the index of video {old.video} is finished, chunk {row.index} comes too late")
+    if row.index > len(old.chunks):
+        raise ManifestConflict(f"video {old.video}: chunk {len(old.chunks)} comes next, not {row.index}")
+    _check_blocks(old, row)
+    if any(ref.epoch != epoch for ref in row.blocks.values()):
+        raise ManifestConflict(f"chunk {row.index} of video {old.video} names blocks not written under epoch {epoch}")
+    return replace(old, revision=old.revision + 1, chunks=(*old.chunks, row))
+
+
+def update(old: Manifest, epoch: int, row: ChunkRow) -> Manifest:
+    _check_epoch(old, epoch)
+    if row.index >= len(old.chunks) or replace(row, blocks=old.chunks[row.index].blocks) != old.chunks[row.index]:
+        raise ManifestConflict(f"chunk {row.index} of video {old.video} is not sealed with that span: read it again")
+    if row == old.chunks[row.index]:
+        return old
+    _check_blocks(old, row)
+    rows = (*old.chunks[: row.index], row, *old.chunks[row.index + 1 :])
+    return replace(old, revision=old.revision + 1, chunks=rows)
+
+
+def finish(old: Manifest, epoch: int, info: VideoInfo | None) -> Manifest:
+    _check_epoch(old, epoch)
+    if not old.chunks:
+        raise ManifestConflict(f"nothing of video {old.video} is sealed: there is no index to finish")
+    if old.status is IndexStatus.READY and info in (None, old.info):
+        return old
+    return replace(old, revision=old.revision + 1, status=IndexStatus.READY, info=info or old.info)
+
+
+def _check_epoch(old: Manifest, epoch: int) -> None:
+    if epoch != old.epoch:
+        raise StaleEpoch(f"video {old.video} is worked on under epoch {old.epoch}, not {epoch}: drop this work")
+
+
+def _check_blocks(old: Manifest, row: ChunkRow) -> None:
+    if not row.blocks or any(kind != ref.kind or ref.epoch > old.epoch for kind, ref in row.blocks.items()):
+        raise ManifestConflict(f"chunk {row.index} of video {old.video} names no blocks, or impossible ones")
