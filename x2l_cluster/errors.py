@@ -34,7 +34,8 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   └── StoreFull
     ├── StateError
     │   ├── StaleEpoch
-    │   └── ManifestConflict
+    │   ├── ManifestConflict
+    │   └── ManifestCorrupt
     └── Cancelled
 """
 
@@ -251,6 +252,13 @@ class ManifestConflict(StateError):
     """The step does not fit the manifest as it stands (a gap, another row, a finished index)."""
 
     code = "manifest_conflict"
+
+
+class ManifestCorrupt(StateError):
+    """The stored record of a video is damaged."""
+
+    code = "manifest_corrupt"
+    http_status = 500
 
 
 class Cancelled(X2LError):
