@@ -26,11 +26,15 @@ from x2l_cluster.video.timeline import Timeline, scan
 _LEAD = 2
 """Batches decoded ahead of the parent, beside what the pipe holds."""
 
+_ADDRESS_SPACE = 8 << 30
+"""Bytes the process may map: several times what 8K video takes, so only a file that lies about its size hits it."""
+
 Message = tuple[dict[str, Any], Any]
 
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     out = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not garble the messages
     request, _ = wire.receive(0)

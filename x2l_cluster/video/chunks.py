@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from x2l_cluster.errors import InvalidInput
 from x2l_cluster.types import Span
-from x2l_cluster.video.decode import VideoStream
+from x2l_cluster.video.decode import FrameBatch
 from x2l_cluster.video.reader import Pixels
 from x2l_cluster.video.sampling import Times
+
+
+class Samples(Protocol):
+    """Timed frames to be cut into chunks; a :class:`~x2l_cluster.video.decode.VideoStream` is one."""
+
+    start: int
+    times_s: Times
+    end_s: float
+
+    def __iter__(self) -> Iterator[FrameBatch]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +46,7 @@ class FrameChunk:
     is_last: bool
 
 
-def chunked(stream: VideoStream, *, chunk_frames: int = 16, group_frames: int = 2) -> Iterator[FrameChunk]:
+def chunked(stream: Samples, *, chunk_frames: int = 16, group_frames: int = 2) -> Iterator[FrameChunk]:
     """Gather a stream into chunks of ``chunk_frames``.
 
     A last group that is not full is filled by repeating its last frame, with its time, as the stock Qwen processor
@@ -64,7 +75,7 @@ def chunked(stream: VideoStream, *, chunk_frames: int = 16, group_frames: int = 
 
 
 def _chunk(
-    stream: VideoStream, start: int, parts: list[Pixels], chunk_frames: int, group_frames: int, *, is_last: bool
+    stream: Samples, start: int, parts: list[Pixels], chunk_frames: int, group_frames: int, *, is_last: bool
 ) -> FrameChunk:
     sampled = sum(len(part) for part in parts)
     fill = -sampled % group_frames

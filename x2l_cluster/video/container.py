@@ -18,7 +18,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from x2l_cluster.errors import CorruptVideo, NotAVideo, NoVideoStream, VideoError
+from x2l_cluster.errors import CorruptVideo, EmptyVideo, NotAVideo, NoVideoStream, VideoError
 from x2l_cluster.video.files import damage
 
 VIDEO_FORMATS = (
@@ -59,10 +59,13 @@ def open_container(path: Path, *, frame_threads: bool = True) -> Iterator[tuple[
             raise NotAVideo(f"{path} is {container.format.name}, which is not a video container; convert it to MP4")
         best = container.streams.best("video")
         stream = best if isinstance(best, VideoStream) and best in pictures else pictures[0]
-        if stream.width * stream.height > MAX_PIXELS:
+        if stream.codec_context is None:
+            why = damage(path) or "its codec is unknown"
+            raise CorruptVideo(f"{path} cannot be decoded: {why}; upload it again, or re-encode it as H.264")
+        if not 0 < stream.width * stream.height <= MAX_PIXELS:
             raise CorruptVideo(
-                f"{path} declares frames of {stream.width}x{stream.height}, above the limit of {MAX_PIXELS} pixels; "
-                "scale it down"
+                f"{path} declares frames of {stream.width}x{stream.height}, not between 1 and {MAX_PIXELS} pixels; "
+                "re-encode it"
             )
         stream.thread_type = "AUTO" if frame_threads else "SLICE"
         stream.codec_context.thread_count = min(_THREADS, os.cpu_count() or 1)
@@ -73,22 +76,29 @@ def _refusal(path: Path, error: Exception) -> VideoError:
     why = damage(path)
     if why is not None:
         return CorruptVideo(f"{path} cannot be opened: {why}; upload it again, or repair it")
-    return NotAVideo(f"{path} is no video container this service reads ({error}); convert it to MP4")
+    if isinstance(error, av.error.EOFError):
+        return EmptyVideo(f"{path} ends before its first frame; upload it again")
+    return NotAVideo(f"{path} is no video container this service reads ({_words(error)}); convert it to MP4")
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def decoded(container: InputContainer, stream: VideoStream, on_error: Callable[[str], None]) -> Iterator[VideoFrame]:
     """Every frame that can be decoded from here on, in presentation order. What cannot be is told, and skipped."""
     packets = container.demux(stream)
-    while True:
+    ended = False
+    while not ended:
         try:
             packet = next(packets, None)
+            ended = packet is None
             if packet is None:
                 yield from stream.codec_context.decode(None)  # what the decoder still holds, after a read error
-                return
-            if packet.size == 0 and packet.dts is not None:
-                continue  # "repeat the last frame" (Theora); to the decoder an empty packet would mean the end
-            yield from packet.decode()
+            elif packet.size or packet.dts is None:
+                # An empty one means "repeat the last frame" (Theora); the decoder would take it for the end.
+                yield from packet.decode()
         except av.error.EOFError:
             return
         except av.error.FFmpegError as error:
-            on_error(str(error))
+            on_error(_words(error))

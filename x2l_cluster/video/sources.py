@@ -25,7 +25,7 @@ from x2l_cluster.types import SourceRef, check_name
 from x2l_cluster.video.files import check_file
 
 _PIECE = 1 << 20
-_ID = re.compile(r"^[0-9a-f]{64}$")
+_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class SourceStore(Protocol):
@@ -131,6 +131,6 @@ class FsspecSourceStore:
         return f"{self._root}/{check_name('tenant', tenant)}"
 
     def _place(self, tenant: str, ref: SourceRef) -> str:
-        if not _ID.match(ref.id):
+        if not _ID.fullmatch(ref.id):
             raise InvalidInput(f"{ref.id!r} is no source id (64 hex digits)")
         return f"{self._folder(tenant)}/{ref.id}"

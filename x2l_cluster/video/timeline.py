@@ -184,7 +184,7 @@ def _packets(path: Path, progress: Progress) -> _Packets:
                 pts.append(packet.pts)
                 key.append(packet.is_keyframe)
         except av.error.FFmpegError as error:
-            broken = f"reading it stops early ({error})"
+            broken = f"reading it stops early ({error.strerror})"
     table = np.frombuffer(pts, np.int64) if pts else np.zeros(0, np.int64)
     return _Packets(
         pts=table,
