@@ -428,7 +428,7 @@ def test_what_was_never_begun_is_unknown(store: StateStore) -> None:
         store.finish("ada", "v9", RECIPE.digest, 1)
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a:b", "a*", "{a}", ".lock", "a\0", "x" * 129])
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a:b", "a*", "{a}", ".lock", "a\0", "v1\n", "x" * 129])
 def test_names_that_could_leave_their_place_are_refused(store: StateStore, name: str) -> None:
     for step in (
         lambda: begin(store, tenant=name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,6 +77,26 @@ def test_a_folder_in_the_way_is_an_error_with_a_name(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable, match="ada"):
             store.put(KEY, b"abc")
         assert not [p for p in (tmp_path / ".tmp").rglob("*") if p.is_file() and p.name != "lock"]
+
+
+def test_holding_many_small_blobs_holds_no_files_open(tmp_path: Path) -> None:
+    with DiskKV(tmp_path) as store:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        held = []
+        for chunk in range(50):
+            store.put(replace(KEY, chunk=chunk), b"abc")
+            held.append(store.get(replace(KEY, chunk=chunk)))
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_store_whose_folder_was_taken_away_is_unavailable(tmp_path: Path) -> None:
+    with DiskKV(tmp_path / "kv") as store:
+        store.put(KEY, b"abc")
+        shutil.rmtree(tmp_path / "kv" / ".tmp")
+        for step in (lambda: store.put(KEY, b"new"), lambda: store.delete_video("ada", "v1")):
+            with pytest.raises(StoreUnavailable):
+                step()
+        assert store.get(KEY) == b"abc"
 
 
 FULL = """

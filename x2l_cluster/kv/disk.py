@@ -22,6 +22,8 @@ from x2l_cluster.types import BlockKey, Tier, check_name
 
 _ATTEMPTS = 1000
 """A folder may be deleted between being made and being used; each attempt makes it anew."""
+_MAPPED = 1 << 20
+"""Smaller blobs are read: a mapping holds a file descriptor for as long as it lives, and small blobs are many."""
 
 
 class DiskKV(SingleStore):
@@ -54,13 +56,15 @@ class DiskKV(SingleStore):
                     sync_folders(path.parent, self._root)
 
     def get(self, key: BlockKey) -> memoryview:
-        try:
-            with errors_as_store(self._root), open(self._path(key), "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                # An empty file cannot be mapped; it is no block either, which the codec will say.
-                return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b"")
-        except FileNotFoundError:
-            raise BlockMissing(missing_message(key, str(self._root))) from None
+        with errors_as_store(self._root):
+            try:
+                with open(self._path(key), "rb", buffering=0) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    if size < _MAPPED:
+                        return memoryview(file.readall())
+                    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+            except FileNotFoundError:
+                raise BlockMissing(missing_message(key, str(self._root))) from None
 
     def delete(self, keys: Iterable[BlockKey]) -> int:
         freed = 0
@@ -81,6 +85,8 @@ class DiskKV(SingleStore):
             try:
                 os.rename(folder, trash)
             except FileNotFoundError:
+                if not trash.parent.exists():
+                    raise
                 return 0
             freed = _bytes_under(trash)
             shutil.rmtree(trash, ignore_errors=True)  # a writer may still be on its way in; closing takes the rest

@@ -18,11 +18,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def errors_as_store(place: Path) -> Iterator[None]:
-    """Errors of the filesystem become StoreFull or StoreUnavailable; FileNotFoundError passes, callers know better."""
+    """Errors of the filesystem become StoreFull or StoreUnavailable."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
         if error.errno in _FULL:
             raise StoreFull(
