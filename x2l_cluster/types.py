@@ -186,14 +186,14 @@ class LevelSpec:
     quant: Quant = Quant.INT8
 
     def __post_init__(self) -> None:
-        match = _POOL.match(self.pool)
+        match = _POOL.fullmatch(self.pool)
         if self.pool != "group" and not (match and int(match[1]) and int(match[2])):
             raise InvalidRecipe(f"pool is 'RxC' with positive numbers, or 'group'; got {self.pool!r}")
 
     @property
     def cell(self) -> tuple[int, int] | None:
         """Rows and columns of a cell; None for the whole grid."""
-        match = _POOL.match(self.pool)
+        match = _POOL.fullmatch(self.pool)
         return (int(match[1]), int(match[2])) if match else None
 
     @property
@@ -260,13 +260,24 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        plain = dict(data)
-        plain["sampling"] = Sampling(**plain["sampling"])
-        for name in ("fine", "coarse"):
-            spec = dict(plain[name])
-            plain[name] = LevelSpec(pool=spec["pool"], anchors=Anchors(spec["anchors"]), quant=Quant(spec["quant"]))
-        plain["positions"] = Positions(plain["positions"])
-        return cls(**plain)
+        return cls(**recipe_fields(data))
+
+
+def recipe_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Some fields of a recipe, from plain JSON types to what :class:`Recipe` takes. Raises InvalidRecipe."""
+    fields = dict(data)
+    try:
+        if "sampling" in fields:
+            fields["sampling"] = Sampling(**fields["sampling"])
+        for name in {"fine", "coarse"} & fields.keys():
+            spec = dict(fields[name])
+            parsers = {"anchors": Anchors, "quant": Quant}
+            fields[name] = LevelSpec(**{key: parsers.get(key, str)(value) for key, value in spec.items()})
+        if "positions" in fields:
+            fields["positions"] = Positions(fields["positions"])
+    except (TypeError, ValueError) as error:
+        raise InvalidRecipe(f"these are no fields of a recipe: {error}") from error
+    return fields
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -286,7 +297,7 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
 def check_name(what: str, value: str) -> str:
     """Tenant and video ids become parts of keys and paths: nothing that could leave its place is let in."""
-    if not _NAME.match(value):
+    if not _NAME.fullmatch(value):
         raise InvalidInput(
             f"{what} must be 1–128 letters, digits, '.', '_' or '-' (first one alphanumeric), got {value!r}"
         )

@@ -279,11 +279,10 @@ def needles(result: Mapping[str, Any]) -> None:
     for name, row in result["recall"].items():
         table.add_row(name, *(_percent(row[key]) for key in ("1", "2", "3", "given_coarse_wrong")))
     out.print(table)
-    for kind, row in result.get("paired", {}).items():
-        out.print(
-            f"x2l_auto − full, {kind}: {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-            highlight=False,
-        )
+    table = Table("paired difference (95 %)", *kinds, box=None)
+    for name, rows in result["paired"].items():
+        table.add_row(name, *(f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]" for r in rows.values()))
+    out.print(table)
 
 
 def _percent(value: float | None) -> str:

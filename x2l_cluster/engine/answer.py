@@ -106,8 +106,8 @@ class Answerer:
             groups[m.tenant, m.video, m.recipe.digest, m.revision, item.scorer, item.chunks].append(index)
         work: list[_Work | None] = [None] * len(asked)
         for indexes in groups.values():
-            for index, item in zip(indexes, self._plan_group([asked[i] for i in indexes]), strict=True):
-                work[index] = item
+            for index, planned in zip(indexes, self._plan_group([asked[i] for i in indexes]), strict=True):
+                work[index] = planned
         return [item for item in work if item is not None]
 
     def _plan_group(self, asked: Sequence[Asked]) -> Iterator[_Work]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -55,13 +56,14 @@ class Scoring:
             pages = [prefix.page] if alone else [prefix.page, *coarse]
             steps = [Step(tokens=item, view=View(pages)) for item in tokens]
             queries = self._lm.forward(steps, queries=scorer.layers, until=scorer.until).queries
-        bank = self._bank(manifest, scorer)
+        bank = self._bank(manifest, scorer, where)
         return [
             scorer.score(EncodedQuestion.of(prompt, item, seen, self._lm, seed), bank)  # type: ignore[arg-type]
             for prompt, item, seen, seed in zip(prompts, tokens, queries, seeds, strict=True)
         ]
 
-    def _bank(self, manifest: Manifest, scorer: ChunkScorer) -> Bank:
+    def _bank(self, manifest: Manifest, scorer: ChunkScorer, where: Placement) -> Bank:
+        """All chunks stacked, on the model's device, standing where the question sees them."""
         chunks = [row.index for row in manifest.chunks]
         if scorer.source is Source.NONE:
             return scorer.bank(chunks, [])
@@ -73,10 +75,12 @@ class Scoring:
             manifest.epoch * 2**32 + manifest.revision,
             name,
         )
-        bank, _ = self._banks.get(
-            key, lambda: scorer.bank(chunks, [self._features(manifest, row, scorer) for row in manifest.chunks])
-        )
-        return bank
+
+        def make() -> Bank:
+            bank = scorer.bank(chunks, [self._features(manifest, row, scorer) for row in manifest.chunks])
+            return replace(bank, coords=where(bank.coords)).to(self._lm.device)
+
+        return self._banks.get(key, make)[0]
 
     def _features(self, manifest: Manifest, row: ChunkRow, scorer: ChunkScorer) -> Features:
         """As stored; what was indexed before this calibration is made from the stored fine block instead."""

@@ -155,7 +155,7 @@ class VideoLM(Protocol):
         ...
 
     def prefill(self, tokens: Tokens, level: Level, memory: View) -> KVBlock:
-        """KVs of a chunk that sees ``memory`` (prefix, compressed past) and itself, causally; ``memory`` stays as it was.
+        """KVs of a chunk that sees ``memory`` (prefix, compressed past) and itself, causally; ``memory`` is left as is.
 
         ``level`` names the pass. Returns raw KVs, or a block compressed for the level where ``spec.finished``.
         """

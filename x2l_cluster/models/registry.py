@@ -12,6 +12,7 @@ import xxhash
 
 from x2l_cluster.errors import ModelNotAvailable, UnsupportedModel
 from x2l_cluster.models.base import VideoLM
+from x2l_cluster.types import recipe_fields
 
 BUNDLED = {"reference": Path(__file__).parents[1] / "reference" / "checkpoint"}
 """Names that mean a checkpoint shipped with the package."""
@@ -47,7 +48,7 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     if not isinstance(number, torch.dtype):
         raise ModelNotAvailable(f"{dtype!r} is not a torch dtype; use bfloat16, float16 or float32")
     extra = path / "x2l.json"
-    preferred = _json(extra, name).get("recipe", {}) if extra.exists() else {}
+    preferred = recipe_fields(_json(extra, name).get("recipe", {})) if extra.exists() else {}
     return loader(path=path, device=where, dtype=number, weights=weights_digest(path), preferred=preferred)
 
 

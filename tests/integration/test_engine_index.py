@@ -1,0 +1,188 @@
+"""Indexing through the whole path: real files, the real decoder process, real stores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.engines import SMALL, engine, files, mosaic
+from tests.integration.test_video_bad_inputs import BAD_FILES
+from tests.tiny import two_pass
+from tests.videos import cfr
+from x2l_cluster.errors import Cancelled, InvalidInput, InvalidRecipe, StaleEpoch, X2LError
+from x2l_cluster.types import IndexStatus, Sampling
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> Path:
+    return mosaic(tmp_path_factory.mktemp("film") / "film.mp4", 22)
+
+
+def payloads(manifest) -> list[dict[str, str]]:
+    return [{kind: ref.checksum for kind, ref in row.blocks.items()} for row in manifest.chunks]
+
+
+def test_a_video_becomes_sealed_chunks_that_tile_it(film):
+    with engine() as x2l:
+        events = []
+        manifest = x2l.index(film, progress=events.append, **SMALL)
+    assert manifest.status is IndexStatus.READY
+    assert [row.index for row in manifest.chunks] == list(range(6))
+    assert [(row.span.start_s, row.span.end_s) for row in manifest.chunks[:2]] == [(0, 4), (4, 8)]
+    assert manifest.chunks[-1].frames == 2
+    assert all(a.position_end == b.position_start for a, b in zip(manifest.chunks, manifest.chunks[1:], strict=False))
+    assert [event.chunk for event in events] == list(range(6))
+    assert {event.chunks for event in events} == {6}
+
+
+def test_the_same_content_under_the_same_recipe_is_no_new_work(film, tmp_path):
+    with engine() as x2l:
+        first = x2l.index(film, **SMALL)
+        copy = tmp_path / "another-name.mp4"
+        copy.write_bytes(film.read_bytes())
+        events = []
+        again = x2l.index(copy, progress=events.append, **SMALL)
+    assert (again.video, again.epoch, again.revision) == (first.video, first.epoch, first.revision)
+    assert events == []
+
+
+def test_another_recipe_is_another_index_of_the_same_video(film):
+    with engine() as x2l:
+        first = x2l.index(film, **SMALL)
+        other = x2l.index(film, **(SMALL | {"chunk_frames": 8}))
+        assert other.video == first.video
+        assert len(other.chunks) < len(first.chunks)
+        assert {record.recipe.digest for record in x2l.videos()} == {first.recipe.digest, other.recipe.digest}
+
+
+def test_an_id_belongs_to_one_content(film, tmp_path):
+    with engine() as x2l:
+        x2l.index(film, video="lecture", **SMALL)
+        with pytest.raises(InvalidInput, match="taken by another file"):
+            x2l.index(mosaic(tmp_path / "b.mp4", 5, seed=1), video="lecture", **SMALL)
+        assert x2l.index(film, video="lecture", **SMALL).video == "lecture"
+
+
+def test_cancelled_at_a_chunk_boundary_it_goes_on_behind_what_is_sealed(film):
+    cancel = threading.Event()
+    with engine() as x2l, engine() as whole:
+        with pytest.raises(Cancelled):
+            x2l.index(film, cancel=cancel, progress=lambda event: cancel.set() if event.chunk == 1 else None, **SMALL)
+        (record,) = x2l.videos()
+        assert (record.chunks, record.status) == (2, IndexStatus.INDEXING)
+        events = []
+        manifest = x2l.index(film, progress=events.append, **SMALL)
+        assert [event.chunk for event in events if event.resumed] == [0, 1]
+        assert payloads(manifest) == payloads(whole.index(film, **SMALL))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.engines import SMALL, engine
+chunk = int(sys.argv[3])
+with engine(f"disk:{sys.argv[1]}") as x2l:
+    x2l.index(sys.argv[2], progress=lambda e: os.kill(os.getpid(), signal.SIGKILL) if e.chunk == chunk else None, **SMALL)
+"""
+
+
+@pytest.mark.parametrize("chunk", [0, 3, 5])
+def test_killed_at_any_chunk_a_resumed_run_yields_the_payloads_of_an_uninterrupted_one(film, tmp_path, chunk):
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", KILLED, str(store), str(film), str(chunk)]
+    killed = subprocess.run(command, check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    events = []
+    with engine(f"disk:{store}") as x2l, engine() as whole:
+        manifest = x2l.index(film, progress=events.append, **SMALL)
+        assert [event.chunk for event in events if event.resumed] == list(range(chunk + 1))
+        assert manifest.status is IndexStatus.READY
+        assert payloads(manifest) == payloads(whole.index(film, **SMALL))
+        assert {row.blocks["l"].epoch for row in manifest.chunks[: chunk + 1]} == {1}
+
+
+def test_two_passes_resume_from_the_memory_of_each_level(film):
+    cancel = threading.Event()
+    lm = two_pass()
+    with engine(lm=lm) as x2l, engine(lm=lm) as whole:
+        with pytest.raises(Cancelled):
+            x2l.index(film, cancel=cancel, progress=lambda event: cancel.set() if event.chunk == 2 else None, **SMALL)
+        assert payloads(x2l.index(film, **SMALL)) == payloads(whole.index(film, **SMALL))
+
+
+def test_a_worker_that_was_overtaken_publishes_nothing(film):
+    """Somebody begins in the middle of the run; the run stops, and what it sealed before stays."""
+    with engine() as x2l:
+        recipe = x2l.lm.recipe(**SMALL)
+
+        def overtake(event) -> None:
+            if event.chunk == 2 and not event.resumed:
+                seen = x2l.manifest(event.video)
+                x2l.stores.state.begin("local", event.video, recipe, seen.info, seen.source)
+
+        with pytest.raises(StaleEpoch):
+            x2l.index(film, progress=overtake, **SMALL)
+        (record,) = x2l.videos()
+        assert record.chunks == 3
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_gets_its_error_and_leaves_nothing_in_the_stores(name, tmp_path):
+    make, expected = BAD_FILES[name]
+    good = cfr(tmp_path / "good.mp4", 30)
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    path = make(folder, good)
+    store = tmp_path / "store"
+    with engine(f"disk:{store}", decode_deadline_s=5) as x2l:
+        with pytest.raises(expected) as caught:
+            x2l.index(path, **SMALL)
+        assert isinstance(caught.value, X2LError)
+        assert x2l.videos() == []
+        assert x2l.stores.kv.held_bytes() == 0
+    assert files(store) == []
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"chunk_frames": 3}, {"chunk_frames": 0}, {"height": 33, "width": 32}, {"height": 32}]
+)
+def test_an_impossible_recipe_is_refused_before_anything_happens(film, recipe, tmp_path):
+    with engine(f"disk:{tmp_path}") as x2l, pytest.raises(InvalidRecipe):
+        x2l.index(film, **recipe)
+    assert files(tmp_path) == []
+
+
+def test_only_a_span_is_indexed_and_times_stay_those_of_the_video(film):
+    with engine() as x2l:
+        manifest = x2l.index(film, sampling=Sampling(fps=1, start_s=6, end_s=14), **SMALL)
+    assert (manifest.span.start_s, len(manifest.chunks)) == (6, 2)
+
+
+def test_deleting_a_video_leaves_nothing(film, tmp_path, empty_valkey):
+    import redis
+
+    with engine(f"disk:{tmp_path}", fine=empty_valkey) as x2l:
+        manifest = x2l.index(film, **SMALL)
+        x2l.index(film, **(SMALL | {"chunk_frames": 8}))
+        assert files(tmp_path)
+        with redis.Redis.from_url(empty_valkey) as client:
+            assert client.dbsize()
+            assert x2l.delete(manifest.video) > 0
+            assert client.dbsize() == 0
+        assert files(tmp_path) == []
+        assert x2l.videos() == []
+
+
+def test_no_decoder_process_is_left_behind(film):
+    import psutil
+
+    with engine() as x2l:
+        x2l.index(film, **SMALL)
+    mine = psutil.Process(os.getpid())
+    assert not [child for child in mine.children(recursive=True) if "x2l_cluster.video" in " ".join(child.cmdline())]

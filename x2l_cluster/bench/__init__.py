@@ -1,0 +1,1 @@
+"""The yardsticks: measured side by side in one run, printed as tables or JSON."""
