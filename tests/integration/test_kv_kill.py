@@ -30,7 +30,7 @@ from x2l_cluster.types import BlockKey, ChunkRow, Recipe, Span, VideoInfo
 
 url = sys.argv[1]
 recipe = Recipe(family="tiny", weights="w1")
-noise = torch.randint(0, 255, (4 << 20,), dtype=torch.uint8)
+noise = torch.randint(0, 255, (8 << 20,), dtype=torch.uint8)
 with open_kv(url) as kv, open_state(url) as state:
     info = VideoInfo(duration_s=1.0, width=1, height=1, fps=1.0)
     manifest = state.begin("ada", "v1", recipe, info)
@@ -42,9 +42,9 @@ with open_kv(url) as kv, open_state(url) as state:
                 tenant="ada", video="v1", recipe=recipe.digest, epoch=manifest.epoch, kind=kind, chunk=index
             )
             blob = pack({"noise": noise}, {"chunk": index}, key)
-            kv.put(key, blob)
             refs[kind] = ref_of(blob)
-            print("put", flush=True)
+            print("putting", flush=True)
+            kv.put(key, blob)
         row = ChunkRow(
             index=index, span=Span(start_s=index, end_s=index + 1), frames=1,
             position_start=0.0, position_end=1.0, raw_entries=1, blocks=refs,
@@ -55,7 +55,10 @@ with open_kv(url) as kv, open_state(url) as state:
 
 
 def kill_after(url: str, lines: int, delay_s: float) -> int:
-    """Runs a writer until it has said so much, waits a moment of its work, kills it; returns how many it sealed."""
+    """Runs a writer until it has said so much (most of it before a put), waits for a moment of its work, kills it.
+
+    Returns how many chunks it sealed.
+    """
     with subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=-1, text=True) as writer:
         assert writer.stdout is not None
         said = [writer.stdout.readline() for _ in range(lines)]
@@ -81,7 +84,7 @@ def check_and_continue(url: str, seed: int) -> None:
     digest = Recipe(family="tiny", weights="w1").digest
     sealed, epochs = 0, []
     for _ in range(3):
-        sealed += kill_after(url, dice.randint(1, 12), dice.random() * 0.02)
+        sealed += kill_after(url, dice.randint(1, 8), dice.random() * 0.006)
         with open_kv(url) as kv, open_state(url) as state:
             manifest = state.manifest("ada", "v1", digest)
             epochs.append(manifest.epoch)
