@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from x2l_cluster.video.pyav_reader import PyAVReader
 from x2l_cluster.video.reader import Fit
-from x2l_cluster.video.timeline import Timeline
+from x2l_cluster.video.timeline import Progress, Timeline
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -27,7 +27,7 @@ class Hangs(PyAVReader):
 
 
 class HangsAtOnce:
-    def __init__(self, path: Path, timeline: Timeline, fit: Fit) -> None:
+    def __init__(self, path: Path, timeline: Timeline, fit: Fit, progress: Progress) -> None:
         time.sleep(3600)
 
 
@@ -55,3 +55,14 @@ class Raises(PyAVReader):
     def read(self, frames: npt.NDArray[np.int64]) -> Iterator[Pixels]:
         raise AssertionError("this cannot happen")
         yield np.zeros((0, 1, 1, 3), np.uint8)
+
+
+class Slow(PyAVReader):
+    """Takes four seconds for its first batch, showing signs of life all the while."""
+
+    def read(self, frames: npt.NDArray[np.int64]) -> Iterator[Pixels]:
+        until = time.monotonic() + 4.0
+        while time.monotonic() < until:
+            self._progress()
+            time.sleep(0.01)
+        yield from super().read(frames)

@@ -97,18 +97,27 @@ def test_large_frames_can_be_scaled_while_decoding(tmp_path: Path) -> None:
 
 
 def test_a_hanging_decoder_is_killed_at_the_deadline(folder: Path) -> None:
-    stream = open_video(folder / "cfr.mp4", Sampling(fps=30.0), reader=f"{FAULTY}:Hangs", deadline_s=1.0)
+    stream = open_video(folder / "cfr.mp4", Sampling(fps=30.0), reader=f"{FAULTY}:Hangs")
+    stream.deadline_s = 1.0
     batches = iter(stream)
     assert number_of(next(batches).frames[0]) == 0
     with pytest.raises(DecodeTimeout, match=r"no progress for 1 s .* re-encode"):
         list(batches)
     assert gone(stream.pid)
-    with pytest.raises(DecodeTimeout):
-        list(open_video(folder / "cfr.mp4", reader=f"{FAULTY}:HangsAtOnce", deadline_s=1.0))
+    with open_video(folder / "cfr.mp4", reader=f"{FAULTY}:HangsAtOnce") as stream:
+        stream.deadline_s = 0.5
+        with pytest.raises(DecodeTimeout):
+            list(stream)
+
+
+def test_a_slow_decoder_that_shows_progress_is_left_alone(folder: Path) -> None:
+    numbers, _, _ = read(folder / "cfr.mp4", reader=f"{FAULTY}:Slow", deadline_s=3.0)
+    assert numbers == [0, 30, 60, 90, 120]
 
 
 def test_a_stopped_decoder_counts_as_hanging(folder: Path) -> None:
-    with open_video(folder / "cfr.ts", Sampling(fps=30.0), deadline_s=1.0) as stream:
+    with open_video(folder / "cfr.ts", Sampling(fps=30.0)) as stream:
+        stream.deadline_s = 0.5
         os.kill(stream.pid, signal.SIGSTOP)
         with pytest.raises(DecodeTimeout):
             for _ in stream:

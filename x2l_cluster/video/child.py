@@ -11,6 +11,7 @@ import queue
 import resource
 import selectors
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,9 @@ from x2l_cluster.video.timeline import Timeline, scan
 
 _LEAD = 2
 """Batches decoded ahead of the parent, beside what the pipe holds."""
+
+_BEAT_S = 0.5
+"""Seconds between signs of life during long work."""
 
 _ADDRESS_SPACE = 8 << 30
 """Bytes the process may map: several times what 8K video takes, so only a file that lies about its size hits it."""
@@ -55,8 +59,12 @@ def main() -> None:
 
 
 def _serve(request: Mapping[str, Any], messages: queue.Queue[Message | None]) -> None:
+    last = time.monotonic()
+
     def beat() -> None:
-        if messages.empty():
+        nonlocal last
+        if messages.empty() and time.monotonic() > last + _BEAT_S:
+            last = time.monotonic()
             messages.put(({"type": "beat"}, b""))
 
     timeline = scan(request["path"], beat)
@@ -65,7 +73,7 @@ def _serve(request: Mapping[str, Any], messages: queue.Queue[Message | None]) ->
     opened = {"type": "opened", "reader": name, "info": asdict(timeline.info), "end_s": picks.end_s}
     messages.put((opened, picks.times_s.tobytes()))
     fit = Fit(max_side=request["max_side"], batch_bytes=request["batch_bytes"])
-    reader = reader_factory(name)(Path(request["path"]), timeline, fit)
+    reader = reader_factory(name)(Path(request["path"]), timeline, fit, beat)
     for batch in reader.read(picks.frames[request["start"] :]):
         messages.put(({"type": "batch", "shape": list(batch.shape)}, batch))
     messages.put(({"type": "end", "damage": reader.damage}, b""))

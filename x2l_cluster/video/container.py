@@ -34,6 +34,9 @@ MAX_PIXELS = 1 << 26
 """A frame larger than 67 megapixels (8K has 33) is a mistake or an attack: it would take 200 MB each."""
 
 
+READ_ERRORS = (av.error.FFmpegError, IndexError)
+"""What demuxing raises; PyAV has an IndexError for a stream that appears only in the middle of the file."""
+
 _THREADS = 4
 """Decoding threads each hold frames of their own: with one a core, a large machine would hold gigabytes."""
 
@@ -78,10 +81,13 @@ def _refusal(path: Path, error: Exception) -> VideoError:
         return CorruptVideo(f"{path} cannot be opened: {why}; upload it again, or repair it")
     if isinstance(error, av.error.EOFError):
         return EmptyVideo(f"{path} ends before its first frame; upload it again")
-    return NotAVideo(f"{path} is no video container this service reads ({_words(error)}); convert it to MP4")
+    return NotAVideo(f"{path} is no video container this service reads ({words(error)}); convert it to MP4")
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """What FFmpeg says, without its numbers."""
+    if isinstance(error, IndexError):
+        return "a further stream appears in the middle"
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -100,5 +106,5 @@ def decoded(container: InputContainer, stream: VideoStream, on_error: Callable[[
                 yield from packet.decode()
         except av.error.EOFError:
             return
-        except av.error.FFmpegError as error:
-            on_error(_words(error))
+        except READ_ERRORS as error:
+            on_error(words(error))

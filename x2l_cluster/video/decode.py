@@ -95,6 +95,7 @@ class VideoStream:
         end_s: where the sampled stretch ends.
         reader: the library that reads it.
         start: the sample it began with.
+        deadline_s: see :func:`open_video`; may be changed between batches.
     """
 
     info: VideoInfo
@@ -102,9 +103,11 @@ class VideoStream:
     end_s: float
     reader: str
     start: int
+    deadline_s: float
 
     def __init__(self, request: Mapping[str, Any], deadline_s: float) -> None:
-        self._request, self._deadline_s = dict(request), deadline_s
+        self._request = dict(request)
+        self.deadline_s = deadline_s
         self.start = self._next = int(request["start"])
         self._ended = False
         self._start()
@@ -146,7 +149,7 @@ class VideoStream:
     def _start(self) -> None:
         self._child = DecoderProcess(self._request | {"start": self._next})
         try:
-            header, payload = self._child.receive(self._deadline_s)
+            header, payload = self._child.receive(self.deadline_s)
         except BaseException:
             self._child.kill()
             raise
@@ -157,7 +160,7 @@ class VideoStream:
     def _receive(self) -> tuple[dict[str, Any], bytearray]:
         """The next message; where decord fails, hangs or crashes, from PyAV, which goes on at the next sample."""
         try:
-            return self._child.receive(self._deadline_s)
+            return self._child.receive(self.deadline_s)
         except (GaveUp, DecodeTimeout, DecoderCrashed) as error:
             self._child.kill()
             if self._request["reader"] == "auto" and self.reader != "pyav":

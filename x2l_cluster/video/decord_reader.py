@@ -17,7 +17,7 @@ import numpy as np
 
 from x2l_cluster.video.reader import Fit, GaveUp, Pixels
 from x2l_cluster.video.sampling import Indices
-from x2l_cluster.video.timeline import Timeline
+from x2l_cluster.video.timeline import Progress, Timeline, no_progress
 
 _FLOAT32_DIGITS = 6e-8
 """Relative rounding of decord's single-precision timestamps."""
@@ -26,13 +26,14 @@ _FLOAT32_DIGITS = 6e-8
 class DecordReader:
     """A :class:`~x2l_cluster.video.reader.FrameReader` over decord."""
 
-    def __init__(self, path: Path, timeline: Timeline, fit: Fit) -> None:
+    def __init__(self, path: Path, timeline: Timeline, fit: Fit, progress: Progress = no_progress) -> None:
         height, width = fit.size(timeline.info)
         full = (height, width) == (timeline.info.height, timeline.info.width)
         size = {} if full else {"height": height, "width": width}
         self._batch = fit.frames(timeline.info)
         self._shape = (height, width, 3)
         self._quiet = _log_bytes()
+        self._progress = progress
         try:
             self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1, **size)
             shown = self._video.get_frame_timestamp(range(len(self._video)))
@@ -42,15 +43,23 @@ class DecordReader:
 
     def read(self, frames: Indices) -> Iterator[Pixels]:
         for at in range(0, len(frames), self._batch):
-            try:
-                pixels = self._video.get_batch(frames[at : at + self._batch].tolist()).asnumpy()
-            except Exception as error:
-                raise GaveUp(f"decord stopped: {error}") from error
-            if pixels.shape[1:] != self._shape:
-                raise GaveUp(f"decord delivers frames of shape {pixels.shape[1:]}, not {self._shape}")
+            wanted = frames[at : at + self._batch].tolist()
+            batch = np.empty((len(wanted), *self._shape), np.uint8)
+            for place, frame in enumerate(wanted):  # one by one: get_batch would hold them all twice, and silently
+                batch[place] = self._picture(frame)
+                self._progress()
             if _log_bytes() != self._quiet:
                 raise GaveUp("decord reports decoding errors")
-            yield pixels
+            yield batch
+
+    def _picture(self, frame: int) -> Pixels:
+        try:
+            picture: Pixels = self._video[frame].asnumpy()
+        except Exception as error:
+            raise GaveUp(f"decord stopped: {error}") from error
+        if picture.shape != self._shape:
+            raise GaveUp(f"decord delivers frames of shape {picture.shape}, not {self._shape}")
+        return picture
 
     @property
     def damage(self) -> str | None:

@@ -15,6 +15,9 @@ from x2l_cluster.errors import DecoderCrashed, DecodeTimeout, X2LError
 from x2l_cluster.video import wire
 from x2l_cluster.video.reader import GaveUp
 
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "4"}
+"""Keeps the process small on machines with many cores: by default pools of memory and threads grow with them."""
+
 
 class DecoderProcess:
     """One run of :mod:`x2l_cluster.video.child`, answering one request.
@@ -35,7 +38,7 @@ class DecoderProcess:
             stderr=self._log,
             bufsize=0,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)},
         )
         with contextlib.suppress(BrokenPipeError):  # it died at once; receive() tells how
             wire.send(self._fd(self._process.stdin), request)

@@ -21,7 +21,7 @@ from x2l_cluster.errors import ResolutionChanged
 from x2l_cluster.video.container import decoded, open_container
 from x2l_cluster.video.reader import Fit, Pixels
 from x2l_cluster.video.sampling import Indices
-from x2l_cluster.video.timeline import Timeline
+from x2l_cluster.video.timeline import Progress, Timeline, no_progress
 
 _SEEK_GAIN = 64
 """Frames that must lie between here and a keyframe before a seek pays."""
@@ -41,8 +41,8 @@ class _Damaged(Exception):
 class PyAVReader:
     """A :class:`~x2l_cluster.video.reader.FrameReader` over PyAV."""
 
-    def __init__(self, path: Path, timeline: Timeline, fit: Fit) -> None:
-        self._path, self._line = path, timeline
+    def __init__(self, path: Path, timeline: Timeline, fit: Fit, progress: Progress = no_progress) -> None:
+        self._path, self._line, self._progress = path, timeline, progress
         self._height, self._width = fit.size(timeline.info)
         self._batch = fit.frames(timeline.info)
         self._open = ExitStack()
@@ -149,6 +149,7 @@ class PyAVReader:
             container.seek(int(pts[key]), stream=stream, backward=True)
         count = -1
         for frame in decoded(container, stream, self._note):
+            self._progress()
             if pts is None or frame.pts is None:
                 count += 1
             else:
@@ -167,6 +168,7 @@ class PyAVReader:
             raise _Damaged
 
     def _note(self, error: str) -> None:
+        self._progress()
         self._take_care()
         self._first_error = self._first_error or error
         self._error_count += 1

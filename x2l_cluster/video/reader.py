@@ -1,13 +1,14 @@
 """The seam between us and decoding libraries: a :class:`FrameReader` turns presentation indices into pixels.
 
 Which frames to read, and when they are shown, is settled before (see :mod:`.timeline` and :mod:`.sampling`), so the
-readers cannot disagree about time. A reader is opened with ``Reader(path, timeline, fit)``.
+readers cannot disagree about time. A reader is opened with ``Reader(path, timeline, fit, progress)``, and calls
+``progress`` with every frame it decodes, wanted or not.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from x2l_cluster.errors import InvalidInput
 from x2l_cluster.types import VideoInfo
 from x2l_cluster.video.sampling import Indices
-from x2l_cluster.video.timeline import Timeline
+from x2l_cluster.video.timeline import Progress, Timeline, no_progress
 
 Pixels = npt.NDArray[np.uint8]
 """(n, height, width, 3), RGB, upright."""
@@ -81,7 +82,13 @@ class FrameReader(Protocol):
     def close(self) -> None: ...
 
 
-ReaderFactory = Callable[[Path, Timeline, Fit], FrameReader]
+class ReaderFactory(Protocol):
+    """Opens a file whose timeline is known."""
+
+    def __call__(
+        self, path: Path, timeline: Timeline, fit: Fit, progress: Progress = no_progress, /
+    ) -> FrameReader: ...
+
 
 _READERS = {
     "decord": "x2l_cluster.video.decord_reader:DecordReader",

@@ -12,19 +12,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import av.error
 import numpy as np
 from av.video.frame import VideoFrame
 
 from x2l_cluster.errors import EmptyVideo
 from x2l_cluster.types import VideoInfo
 from x2l_cluster.video.bitstream import ParameterSets
-from x2l_cluster.video.container import decoded, open_container
+from x2l_cluster.video.container import READ_ERRORS, decoded, open_container, words
 from x2l_cluster.video.files import check_file, damage
 from x2l_cluster.video.sampling import Indices, Times, slack_s
 
 Progress = Callable[[], None]
 """Called every so often during long work, so that whoever watches can tell slow from stuck."""
+
+
+def no_progress() -> None:
+    """Nobody watches."""
+
 
 _PACKETS_A_BEAT = 1024
 _FRAMES_A_BEAT = 16
@@ -63,7 +67,7 @@ class Timeline:
         return slack_s(self.times_s, self.tick_s)
 
 
-def scan(path: str | Path, progress: Progress = lambda: None) -> Timeline:
+def scan(path: str | Path, progress: Progress = no_progress) -> Timeline:
     """Read the timeline of a file.
 
     Raises:
@@ -183,8 +187,8 @@ def _packets(path: Path, progress: Progress) -> _Packets:
                 closed = closed and (key_pts is None or packet.pts >= key_pts)
                 pts.append(packet.pts)
                 key.append(packet.is_keyframe)
-        except av.error.FFmpegError as error:
-            broken = f"reading it stops early ({error.strerror})"
+        except READ_ERRORS as error:
+            broken = f"reading it stops early ({words(error)})"
     table = np.frombuffer(pts, np.int64) if pts else np.zeros(0, np.int64)
     return _Packets(
         pts=table,
