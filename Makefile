@@ -20,6 +20,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps --target $(VENV)/stock torchvision
 	@touch $@ $(VENV)/.demo
 
 install: $(VENV)/.demo  ## install into .venv

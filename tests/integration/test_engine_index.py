@@ -15,7 +15,7 @@ from tests.engines import SMALL, engine, files, mosaic
 from tests.integration.test_video_bad_inputs import BAD_FILES
 from tests.tiny import two_pass
 from tests.videos import cfr
-from x2l_cluster.errors import Cancelled, InvalidInput, InvalidRecipe, StaleEpoch, X2LError
+from x2l_cluster.errors import Cancelled, CorruptVideo, InvalidInput, InvalidRecipe, StaleEpoch, X2LError
 from x2l_cluster.types import IndexStatus, Sampling
 
 
@@ -67,6 +67,19 @@ def test_an_id_belongs_to_one_content(film, tmp_path):
         with pytest.raises(InvalidInput, match="taken by another file"):
             x2l.index(mosaic(tmp_path / "b.mp4", 5, seed=1), video="lecture", **SMALL)
         assert x2l.index(film, video="lecture", **SMALL).video == "lecture"
+        assert x2l.index(film, **SMALL).video == "lecture", "the content is known by that id now"
+
+
+def test_a_failed_index_under_another_recipe_leaves_the_finished_one(film):
+    with engine() as x2l:
+        first = x2l.index(film, **SMALL)
+
+        def fail(event) -> None:
+            raise CorruptVideo("damaged from here on")
+
+        with pytest.raises(CorruptVideo):
+            x2l.index(film, progress=fail, **(SMALL | {"chunk_frames": 8}))
+        assert x2l.manifest(first.video) == first
 
 
 def test_cancelled_at_a_chunk_boundary_it_goes_on_behind_what_is_sealed(film):

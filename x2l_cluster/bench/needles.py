@@ -29,8 +29,8 @@ from x2l_cluster.bench.statistics import paired
 from x2l_cluster.compress import compress
 from x2l_cluster.engine import Assembler, Decoder, Generation, Prefilled, Prefiller, Prefix, VideoEngine
 from x2l_cluster.kv.block import KVBlock
-from x2l_cluster.models import View
-from x2l_cluster.needles import KINDS, Question, grade, make_questions, make_script, needed_chunks
+from x2l_cluster.models import View, load_model
+from x2l_cluster.needles import KINDS, Question, Script, grade, make_questions, make_script, needed_chunks
 from x2l_cluster.needles.mp4 import write_mp4
 from x2l_cluster.select import gloss
 from x2l_cluster.types import Anchors, Detail, LevelSpec, Manifest, Positions, Quant, Recipe, ReloadPlan
@@ -97,9 +97,10 @@ def run_needles(
         questions: how many of each kind most policies are asked, at least; ``deep``: ``full`` and ``x2l_auto``.
         seed: first evaluation seed.
     """
+    recipe = load_model(model, device="cpu").recipe()
     on_cpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cpu"
     workers = max(1, min(4, (os.cpu_count() or 1))) if on_cpu else 1
-    wide, many = (max(1, -(-count // PER_KIND)) for count in (questions, max(questions, deep)))
+    wide, many = (_videos_for(count, chunks, seed, recipe) for count in (questions, max(questions, deep)))
     jobs = [
         Job(
             model=model,
@@ -139,20 +140,33 @@ def run_video(job: Job) -> Video:
         tempfile.TemporaryDirectory(prefix="x2l-bench-") as folder,
         VideoEngine.from_pretrained(job.model, store="memory:", device=job.device, dtype=job.dtype) as engine,
     ):
-        recipe = engine.lm.recipe()
-        chunk_s = recipe.chunk_frames / recipe.sampling.fps
-        script = make_script(job.seed, duration_s=job.chunks * chunk_s, chunk_s=chunk_s, split="eval")
+        script, asked = _exam(job.seed, job.chunks, engine.lm.recipe())
         path = Path(folder) / "needles.mp4"
         write_mp4(script, path)
         done: list[Prefilled] = []
         manifest = engine.index(path, watch=done.append)
-        asked = _distinct(make_questions(script, per_kind=PER_KIND, seed=job.seed))
         return _Asker(engine, manifest, done, path, asked, job).run()
 
 
-def _distinct(questions: Sequence[Question]) -> list[Question]:
-    """Each wording once."""
-    return list({question.text: question for question in questions}.values())
+def _exam(seed: int, chunks: int, recipe: Recipe) -> tuple[Script, list[Question]]:
+    """A video and its questions, each wording once."""
+    step_s = 1 / recipe.sampling.fps
+    chunk_s = recipe.chunk_frames * step_s
+    script = make_script(seed, duration_s=chunks * chunk_s, chunk_s=chunk_s, split="eval")
+    times = [i * step_s for i in range(chunks * recipe.chunk_frames)]
+    asked = make_questions(script, per_kind=PER_KIND, seed=seed, frame_times_s=times)
+    return script, list({question.text: question for question in asked}.values())
+
+
+def _videos_for(questions: int, chunks: int, seed: int, recipe: Recipe) -> int:
+    """How many videos it takes to ask so many questions of every kind."""
+    asked = dict.fromkeys(KINDS, 0)
+    videos = 0
+    while min(asked.values()) < questions:
+        for question in _exam(seed + videos, chunks, recipe)[1]:
+            asked[question.kind] += 1
+        videos += 1
+    return max(videos, 1)
 
 
 class _Asker:
@@ -180,11 +194,12 @@ class _Asker:
         spec = engine.lm.spec
         self.full_bytes = self.full_entries * 2 * spec.layers * spec.kv_heads * spec.head_dim * 2
         self.video = Video(seed=job.seed)
-        self.taken: list[int] = []
+        self.taken: dict[int, int] = {}
 
     def run(self) -> Video:
         for policy in ("x2l_auto", *(p for p in self.job.policies if p != "x2l_auto")):
-            texts = list(self._stored(policy) if policy in _DETAILS else self._assembled(policy))
+            stored = policy in _DETAILS or policy == "random_k"
+            texts = self._stored(policy) if stored else list(self._assembled(policy))
             right: dict[str, list[bool]] = defaultdict(list)
             for question, text in zip(self.asked, texts, strict=True):
                 right[question.kind].append(grade(question, text))
@@ -192,29 +207,31 @@ class _Asker:
         self._recall()
         return self.video
 
-    def _stored(self, policy: str) -> Iterator[str]:
+    def _stored(self, policy: str) -> list[str]:
         """Through the service's own path."""
-        for start in range(0, len(self.asked), BATCH):
-            part = self.asked[start : start + BATCH]
-            for places, detail in self._details(policy, range(start, start + len(part))):
-                answers = self.engine.ask_many(
-                    [(self.manifest, self.asked[place].text) for place in places],
-                    detail=detail,
-                    scorer="random" if policy == "random_k" else "calibrated",
-                    generation=ANSWER,
-                )
-                for answer in answers:
-                    if policy == "x2l_auto":
-                        self.taken.append(len(answer.plan.fine))
-                    self._cost(policy, answer.usage.kv_entries, answer.plan)
-                    yield answer.text
+        texts = [""] * len(self.asked)
+        for places, detail in self._details(policy):
+            answers = self.engine.ask_many(
+                [(self.manifest, self.asked[place].text) for place in places],
+                detail=detail,
+                scorer="random" if policy == "random_k" else "calibrated",
+                generation=ANSWER,
+            )
+            for place, answer in zip(places, answers, strict=True):
+                if policy == "x2l_auto":
+                    self.taken[place] = len(answer.plan.fine)
+                self._cost(policy, answer.usage.kv_entries, answer.plan)
+                texts[place] = answer.text
+        return texts
 
-    def _details(self, policy: str, places: range) -> Iterator[tuple[Sequence[int], Detail]]:
-        if policy != "random_k":
-            yield places, _DETAILS[policy]
-            return
-        for place in places:
-            yield [place], Detail(mode="k", k=self.taken[place])
+    def _details(self, policy: str) -> Iterator[tuple[Sequence[int], Detail]]:
+        """Batches of places in ``asked`` and how they are asked; ``random_k`` reloads as many as ``x2l_auto`` did."""
+        groups: dict[Detail, list[int]] = defaultdict(list)
+        for place in range(len(self.asked)):
+            detail = Detail(mode="k", k=self.taken[place]) if policy == "random_k" else _DETAILS[policy]
+            groups[detail].append(place)
+        for detail, places in groups.items():
+            yield from ((places[i : i + BATCH], detail) for i in range(0, len(places), BATCH))
 
     def _cost(self, policy: str, entries: int, plan: ReloadPlan) -> None:
         self.video.kv_share.setdefault(policy, []).append(entries / self.full_entries)
@@ -279,7 +296,6 @@ _DETAILS = {
     "x2l_auto": Detail(mode="auto"),
     "all_fine": Detail(mode="fine"),
     "all_coarse": Detail(mode="coarse"),
-    "random_k": Detail(),
 }
 
 

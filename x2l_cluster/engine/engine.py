@@ -106,23 +106,24 @@ class VideoEngine:
         made = self.lm.recipe(**recipe)
         source = self.stores.sources.put(tenant, path)
         try:
-            video = self._id_for(tenant, source.id, video)
-            known = self._find(tenant, video, made.digest)
-            if known is not None and known.status is IndexStatus.READY:
-                return known
-            with self.stores.sources.open_local(tenant, source) as local:
-                return self._indexer.run(
-                    local,
-                    tenant=tenant,
-                    video=video,
-                    recipe=made,
-                    source=source,
-                    progress=progress,
-                    cancel=cancel,
-                    watch=watch,
-                )
+            name = self._id_for(tenant, source.id, video)
+            known = self._find(tenant, name, made.digest)
+            if known is None or known.status is not IndexStatus.READY:
+                with self.stores.sources.open_local(tenant, source) as local:
+                    known = self._indexer.run(
+                        local,
+                        tenant=tenant,
+                        video=name,
+                        recipe=made,
+                        source=source,
+                        progress=progress,
+                        cancel=cancel,
+                        watch=watch,
+                    )
+            self.stores.state.bind(tenant, source.id, name)
+            return known
         finally:
-            if video is None or self._find(tenant, video) is None:
+            if not self._source_in_use(tenant, source.id):
                 self.stores.sources.delete(tenant, source)
 
     def _id_for(self, tenant: str, content: str, wished: str | None) -> str:

@@ -84,7 +84,7 @@ class Indexer:
                     progress(_progress(video, self._seal(manifest, done), total))
                 return self.state.finish(tenant, video, recipe.digest, manifest.epoch, stream.info)
         except VideoError:
-            if not sealed:
+            if not sealed and self._only_index(tenant, video, recipe):
                 self.state.delete(tenant, video)
                 self.kv.delete_video(tenant, video)
             raise
@@ -94,6 +94,11 @@ class Indexer:
             return len(self.state.manifest(tenant, video, recipe.digest).chunks)
         except UnknownVideo:
             return 0
+
+    def _only_index(self, tenant: str, video: str, recipe: Recipe) -> bool:
+        """Whether no index of the video under another recipe would be lost with it."""
+        records = self.state.videos(tenant)
+        return all(record.video != video or record.recipe.digest == recipe.digest for record in records)
 
     def _stored(self, manifest: Manifest, row: ChunkRow, levels: frozenset[Level]) -> dict[Level, KVBlock]:
         blocks = {}

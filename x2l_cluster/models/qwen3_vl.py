@@ -58,9 +58,11 @@ class Qwen3VL:
         self._merge, self._patch = vision.spatial_merge_size, vision.patch_size
         self._start_id = model.config.vision_start_token_id
         self._end_id = model.config.vision_end_token_id
-        self._video_text = "".join(
-            tokenizer.convert_ids_to_tokens([self._start_id, model.config.video_token_id, self._end_id])
+        start, video, end = tokenizer.convert_ids_to_tokens(
+            [self._start_id, model.config.video_token_id, self._end_id]
         )
+        # Published templates wrap the place of the video in markers, which the groups' own markers replace.
+        self._places = (start + video + end, video)
         self._spec = ModelSpec(
             family=FAMILY,
             weights=weights,
@@ -120,9 +122,10 @@ class Qwen3VL:
             if turn < len(answers):
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[turn]}]})
         rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, found, after = rendered.partition(self._video_text)
-        if not found:
+        place = next((place for place in self._places if place in rendered), None)
+        if place is None:
             raise UnsupportedModel("the chat template of this checkpoint has no place for a video")
+        before, _, after = rendered.partition(place)
         lead, _, tail = after.partition(_QUESTION)
         suffix = self._tokenizer(lead + question + tail, add_special_tokens=False, return_offsets_mapping=True)
         offsets = [(a - len(lead), b - len(lead)) for a, b in suffix["offset_mapping"]]
@@ -135,7 +138,7 @@ class Qwen3VL:
         )
 
     def _refuse_special_tokens(self, *texts: str) -> None:
-        for token in [*self._tokenizer.all_special_tokens, self._video_text]:
+        for token in {*self._tokenizer.all_special_tokens, *self._places}:
             if any(token in text for text in texts):
                 raise InvalidQuestion(
                     f"the question contains {token!r}, which is a control token of the model; leave it out"
