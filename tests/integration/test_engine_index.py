@@ -100,8 +100,11 @@ import os, signal, sys
 from pathlib import Path
 from tests.engines import SMALL, engine
 chunk = int(sys.argv[3])
+def die(event):
+    if event.chunk == chunk:
+        os.kill(os.getpid(), signal.SIGKILL)
 with engine(f"disk:{sys.argv[1]}") as x2l:
-    x2l.index(sys.argv[2], progress=lambda e: os.kill(os.getpid(), signal.SIGKILL) if e.chunk == chunk else None, **SMALL)
+    x2l.index(sys.argv[2], progress=die, **SMALL)
 """
 
 
