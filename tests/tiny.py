@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -105,9 +105,12 @@ def qwen3_vl(seed: int = 0, dtype: torch.dtype = torch.float32, **text: Any) -> 
 
 
 class TwoPass(Qwen3VL):
-    """A model that compresses while it prefills, one pass per level, as VST models do: every 2nd (L) or 8th (H) entry stays."""
+    """A model that compresses while it prefills, one pass per level, as VST models do.
 
-    RATIO = {Level.L: 2, Level.H: 8}
+    Every 2nd (L) or 8th (H) entry stays.
+    """
+
+    RATIO: ClassVar = {Level.L: 2, Level.H: 8}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -85,7 +85,9 @@ def test_requests_in_one_forward_do_not_see_each_other(lm, prefix, chunk):
     page = Assembler(lm).page(block, block.coords)
 
     def steps(which: list[str]) -> list[Step]:
-        return [Step(tokens=lm.embed_text(lm.prompt(q).suffix, chunk.end), view=View([prefix.page, page])) for q in which]
+        return [
+            Step(tokens=lm.embed_text(lm.prompt(q).suffix, chunk.end), view=View([prefix.page, page])) for q in which
+        ]
 
     together = lm.forward(steps(questions)).hidden
     for question, hidden in zip(questions, together, strict=True):

@@ -24,6 +24,8 @@ from x2l_cluster.video.reader import Pixels
 
 CACHE_BYTES = 2 << 30
 DECODE_DEADLINE_S = 30.0
+CALIBRATIONS = Path("~/.x2l/calibrations")
+"""Where calibrations of checkpoints go whose folder cannot be written to."""
 
 
 class VideoEngine:
@@ -260,9 +262,10 @@ class VideoEngine:
 
 
 def _calibration(folder: Path, weights: str) -> Calibration | None:
-    """The calibration shipped beside a checkpoint; None when there is none, or it was made for other weights."""
-    file = folder / "calibration.json"
-    if not file.exists():
-        return None
-    found = Calibration.from_json(file.read_bytes())
-    return found if found.weights == weights else None
+    """The calibration beside a checkpoint, or the user's own of its weights; None when there is none."""
+    for file in (folder / "calibration.json", CALIBRATIONS.expanduser() / f"{weights}.json"):
+        if file.exists():
+            found = Calibration.from_json(file.read_bytes())
+            if found.weights == weights:
+                return found
+    return None
