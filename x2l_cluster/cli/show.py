@@ -1,111 +1,83 @@
-"""What people see: tables and strips on stdout, progress on stderr; the same facts as JSON on request."""
+"""What commands print: text for people, or the same facts as one JSON value."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from x2l_cluster.types import Answer, Level, Manifest, ReloadPlan
+from x2l_cluster.cli.text import clock, plain, share, size, stretch, strip
+from x2l_cluster.types import Answer, Evidence, Kind, Level, Manifest, PlannedChunk, ReloadPlan, Span, Tier
 
 if TYPE_CHECKING:
-    from x2l_cluster.engine.index import Progress as Sealed
+    from x2l_cluster.cli.demo import Demo, Told
+    from x2l_cluster.cli.doctor import Finding
     from x2l_cluster.select import Calibration
-    from x2l_cluster.state import VideoRecord
+    from x2l_cluster.state.base import VideoRecord
 
-out = Console()
-_BARS = "▁▂▃▄▅▆▇█"
+_WIDE = 10_000  # no terminal, no edge: nothing is cut or wrapped in a pipe
+
+out = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
+err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
 
 def emit(value: Any) -> None:
-    """One JSON value on stdout."""
-    sys.stdout.write(json.dumps(value, default=str) + "\n")
+    """One JSON value on stdout. A number that is none (of no questions, say) is null: JSON has no NaN."""
+    sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
 
 
-def clock(seconds: float) -> str:
-    """``1:02:03.5`` or ``02:03.5``."""
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes:02d}:{rest:04.1f}"
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+def line(text: str = "", style: str | None = None) -> None:
+    """One line on stdout, left to the terminal to wrap."""
+    out.print(plain(text), style=style, soft_wrap=True)
 
 
-# --- progress -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Callable[[Sealed], None]]:
-    """A bar of sealed chunks; takes the engine's progress events."""
-    with _bar(console) as bar:
-        task = bar.add_task("opening", total=None)
-
-        def report(event: Sealed) -> None:
-            bar.update(
-                task,
-                description=f"{event.video}: up to {clock(event.end_s)}{' (resumed)' if event.resumed else ''}",
-                total=event.chunks,
-                completed=event.chunk + 1,
-            )
-
-        yield report
-
-
-@contextmanager
-def counter(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of (done, of how many)."""
-    with _bar(console) as bar:
-        task = bar.add_task(what, total=None)
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield report
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-    )
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 # --- index ----------------------------------------------------------------------------------------------------------
 
 
 def indexed(manifest: Manifest, *, as_json: bool) -> None:
-    record = {
-        "video": manifest.video,
-        "status": manifest.status,
-        "chunks": len(manifest.chunks),
-        "duration_s": manifest.info.duration_s,
-        "partial": manifest.info.partial,
-        "recipe": manifest.recipe.digest,
-        "bytes": {"fine": manifest.size_bytes("l"), "coarse": manifest.size_bytes("h")},
-    }
+    fine, coarse = (manifest.size_bytes(kind) for kind in (Kind.L, Kind.H))
     if as_json:
-        emit(record)
+        emit(
+            {
+                "video": manifest.video,
+                "status": manifest.status,
+                "chunks": len(manifest.chunks),
+                "covered": asdict(manifest.span),
+                "duration_s": manifest.info.duration_s,
+                "partial": manifest.info.partial,
+                "recipe": manifest.recipe.digest,
+                "bytes": {"fine": fine, "coarse": coarse},
+            }
+        )
         return
-    out.print(
-        f"[bold]{manifest.video}[/bold]  {len(manifest.chunks)} chunks, {clock(manifest.span.end_s)}, "
-        f"fine {size(manifest.size_bytes('l'))}, coarse {size(manifest.size_bytes('h'))}"
+    line(
+        f"{manifest.video}  {len(manifest.chunks)} chunks, {clock(manifest.span.end_s)}, "
+        f"fine {size(fine)}, coarse {size(coarse)}"
     )
     if manifest.info.partial:
-        out.print(f"[yellow]partial[/yellow]: {manifest.info.partial}", highlight=False)
+        line(f"only a part could be read: {manifest.info.partial}", style="yellow")
 
 
 def videos(records: Sequence[VideoRecord], *, as_json: bool) -> None:
@@ -116,20 +88,20 @@ def videos(records: Sequence[VideoRecord], *, as_json: bool) -> None:
                     "video": record.video,
                     "status": record.status,
                     "chunks": record.chunks,
-                    "covered_s": record.covered.end_s,
-                    "name": record.source.name if record.source else None,
+                    "covered": asdict(record.covered),
+                    "duration_s": record.info.duration_s,
+                    "file": record.source.name if record.source else None,
                     "recipe": record.recipe.digest,
                 }
                 for record in records
             ]
         )
         return
-    table = Table("video", "status", "chunks", "covered", "file", "recipe", box=None)
+    table = _table("video", "status", "chunks", "covered", "file", "recipe")
     for record in records:
-        name = record.source.name if record.source else ""
-        table.add_row(
-            record.video, record.status, str(record.chunks), clock(record.covered.end_s), name, record.recipe.digest
-        )
+        name = plain(record.source.name) if record.source else ""
+        covered = clock(record.covered.end_s)
+        table.add_row(record.video, record.status, str(record.chunks), covered, name, record.recipe.digest)
     out.print(table)
 
 
@@ -137,153 +109,218 @@ def deleted(video: str, freed: int, *, as_json: bool) -> None:
     if as_json:
         emit({"video": video, "freed_bytes": freed})
     else:
-        out.print(f"deleted {video}, {size(freed)} freed")
+        line(f"deleted {video}, {size(freed)} freed")
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def answer_record(answer: Answer) -> dict[str, Any]:
-    """An answer as JSON has it."""
-    return {
-        "text": answer.text,
-        "video": answer.video,
-        "finish": answer.finish,
-        "degraded": answer.degraded,
-        "evidence": [asdict(evidence) for evidence in answer.evidence],
-        "plan": plan_record(answer.plan),
-        "usage": asdict(answer.usage) | {"kv_share": answer.usage.kv_share, "moved_share": answer.usage.moved_share},
-        "timings": dict(answer.timings),
-        "covered": asdict(answer.covered) if answer.covered else None,
-    }
-
-
-def plan_record(plan: ReloadPlan) -> dict[str, Any]:
-    return {
-        "scorer": plan.scorer,
-        "fine": plan.fine,
-        "reload_bytes": plan.reload_bytes,
-        "chunks": [asdict(chunk) for chunk in plan.chunks],
-    }
-
-
-def answer(answer: Answer, *, as_json: bool) -> None:
+def answers(questions: Sequence[str], given: Sequence[Answer], *, as_json: bool) -> None:
+    """One answer as an object, several as a list; people see the question as well when there are several."""
     if as_json:
-        emit(answer_record(answer))
+        records = [record(question, answer) for question, answer in zip(questions, given, strict=True)]
+        emit(records[0] if len(records) == 1 else records)
         return
-    out.print(answer.text, markup=False, highlight=False, style="bold")
-    for evidence in answer.evidence:
-        note = f"  [yellow]degraded: {evidence.degraded}[/yellow]" if evidence.degraded else ""
-        out.print(
-            f"  {clock(evidence.span.start_s)}–{clock(evidence.span.end_s)}  score {evidence.score:+.2f}  "
-            f"{evidence.level.public} from {evidence.tier}, {size(evidence.size_bytes)}{note}",
-            highlight=False,
-        )
-    out.print(_cost(answer), style="dim", highlight=False)
+    for question, answer in zip(questions, given, strict=True):
+        if len(given) > 1:
+            line(question, style="dim")
+        line(answer.text, style="bold")
+        for evidence in answer.evidence:
+            line(f"  {_evidence(evidence)}", style="yellow" if evidence.degraded else None)
+        line(f"  {_cost(answer)}", style="dim")
+
+
+def explained(question: str, answer: Answer, *, as_json: bool) -> None:
+    """How an answer came about."""
+    if as_json:
+        emit(record(question, answer))
+        return
+    line(question, style="dim")
+    line(answer.text, style="bold")
+    line()
+    for row in strip(answer.plan, min(out.width, 100)):
+        line(row)
+    line()
+    table = _table("chunk", "span", "score", "why", "level", "from", "bytes")
+    evidence = {item.chunk: item for item in answer.evidence}
+    for chunk in answer.plan.chunks:
+        item = evidence.get(chunk.chunk)
+        if item is not None:
+            table.add_row(
+                str(chunk.chunk),
+                stretch(chunk.span),
+                f"{chunk.score:+.2f}",
+                chunk.reason,
+                item.level.public + (f" ({item.degraded})" if item.degraded else ""),
+                item.tier,
+                size(chunk.size_bytes),
+            )
+    if answer.evidence:
+        out.print(table)
+    line(f"scorer {answer.plan.scorer}; {_cost(answer)}", style="dim")
+    line("  ".join(f"{name.removesuffix('_s')} {s * 1000:.0f} ms" for name, s in answer.timings.items()), style="dim")
+
+
+def _evidence(evidence: Evidence) -> str:
+    text = f"{stretch(evidence.span)}  score {evidence.score:+.2f}"
+    if evidence.degraded:
+        return f"{text}  answered from its coarse gist: fine detail is {evidence.degraded}"
+    return f"{text}  {evidence.level.public} from {evidence.tier}, {size(evidence.size_bytes)}"
 
 
 def _cost(answer: Answer) -> str:
     usage = answer.usage
     return (
-        f"  KV: {usage.kv_entries} of {usage.full_entries} entries ({usage.kv_share:.0%}), "
-        f"{size(usage.reload_bytes)} reloaded of {size(usage.full_bytes)} ({usage.moved_share:.1%}); "
+        f"{size(usage.reload_bytes)} loaded, a full cache is {size(usage.full_bytes)} ({share(usage.moved_share)}); "
+        f"{usage.kv_entries} of {usage.full_entries} KV entries ({share(usage.kv_share)}); "
         f"{sum(answer.timings.values()):.2f} s"
     )
 
 
-def strip(plan: ReloadPlan) -> str:
-    """Scores as a row of bars, one a chunk; chunks that come back fine are marked below."""
-    scores = [chunk.score for chunk in plan.chunks]
-    low, high = min(scores, default=0.0), max(scores, default=0.0)
-    spread = (high - low) or 1.0
-    bars = "".join(_BARS[round((score - low) / spread * (len(_BARS) - 1))] for score in scores)
-    marks = "".join("▲" if chunk.level is Level.L else "·" for chunk in plan.chunks)
-    return f"{bars}\n{marks}"
+def record(question: str, answer: Answer) -> dict[str, Any]:
+    """An answer as JSON has it."""
+    usage = answer.usage
+    return {
+        "video": answer.video,
+        "question": question,
+        "text": answer.text,
+        "finish": answer.finish,
+        "degraded": answer.degraded,
+        "covered": asdict(answer.covered) if answer.covered else None,
+        "evidence": [_evidence_record(evidence) for evidence in answer.evidence],
+        "plan": _plan_record(answer.plan),
+        "usage": asdict(usage) | {"kv_share": usage.kv_share, "moved_share": usage.moved_share},
+        "timings": dict(answer.timings),
+    }
 
 
-def explained(answer: Answer, *, as_json: bool) -> None:
+def _plan_record(plan: ReloadPlan) -> dict[str, Any]:
+    return {
+        "scorer": plan.scorer,
+        "fine": list(plan.fine),
+        "reload_bytes": plan.reload_bytes,
+        "chunks": [_at(chunk) | {"reason": chunk.reason} for chunk in plan.chunks],
+    }
+
+
+def _evidence_record(evidence: Evidence) -> dict[str, Any]:
+    return _at(evidence) | {"tier": evidence.tier, "degraded": evidence.degraded}
+
+
+def _at(item: PlannedChunk | Evidence) -> dict[str, Any]:
+    place: Span = item.span
+    level: Level = item.level
+    return {
+        "chunk": item.chunk,
+        "start_s": place.start_s,
+        "end_s": place.end_s,
+        "level": level.public,
+        "score": item.score,
+        "size_bytes": item.size_bytes,
+    }
+
+
+# --- demo -----------------------------------------------------------------------------------------------------------
+
+
+def told(item: Told, *, as_json: bool) -> None:
+    """One question of the demo; JSON waits for the end."""
     if as_json:
-        emit(answer_record(answer))
         return
-    plan = answer.plan
-    out.print(strip(plan), highlight=False)
-    table = Table("chunk", "span", "score", "level", "why", "bytes", box=None)
-    for chunk in plan.chunks:
-        if chunk.level is Level.L:
-            table.add_row(
-                str(chunk.chunk),
-                f"{clock(chunk.span.start_s)}–{clock(chunk.span.end_s)}",
-                f"{chunk.score:+.2f}",
-                chunk.level.public,
-                chunk.reason,
-                size(chunk.size_bytes),
-            )
-    out.print(table)
-    out.print(f"scorer {plan.scorer}, {size(plan.reload_bytes)} to reload", highlight=False)
-    out.print("  ".join(f"{name} {seconds:.3f}" for name, seconds in answer.timings.items()), highlight=False)
-    out.print("answer: ", end="", style="dim")
-    out.print(answer.text, markup=False, highlight=False)
+    answer, usage = item.answer, item.answer.usage
+    hot = sum(evidence.size_bytes for evidence in answer.evidence if evidence.tier is Tier.DEVICE)
+    line(f"{'✓' if item.right else '✗'} {item.question}", style="green" if item.right else "red")
+    line(f"    answer    {' '.join(answer.text.split()) or '(nothing)'}")
+    line(f"    expected  {item.expected}")
+    line(f"    evidence  {item.video} {', '.join(stretch(e.span) for e in answer.evidence) or '(coarse gist only)'}")
+    line(
+        f"    KV        {size(usage.reload_bytes)} loaded{f', {size(hot)} were still there' if hot else ''}; "
+        f"a full cache is {size(usage.full_bytes)} ({share(usage.moved_share)} loaded, "
+        f"{share(usage.kv_share)} of its entries resident)"
+    )
+
+
+def demo(played: Demo, *, as_json: bool) -> None:
+    """What follows the last question."""
+    if as_json:
+        emit(
+            {
+                "right": played.right,
+                "asked": len(played.told),
+                "seconds": round(played.seconds, 1),
+                "questions": [
+                    {"kind": t.kind, "expected": t.expected, "right": t.right} | record(t.question, t.answer)
+                    for t in played.told
+                ],
+            }
+        )
+    else:
+        line()
+        line("How one of them was answered:")
+        explained(played.best.question, played.best.answer, as_json=False)
+        line()
+        line(f"{played.right} of {len(played.told)} right in {played.seconds:.0f} s", style="bold")
+        line("Try your own question:")
+        line(f"  x2l index {played.path('footage')} --id footage")
+        line(f'  x2l explain footage "{played.next.question}"')
+    if not played.good:
+        err.print(f"the demo failed: {played.right} of {len(played.told)} answers are right", style="red")
 
 
 # --- the rest -------------------------------------------------------------------------------------------------------
+
+
+def version(number: str, *, as_json: bool) -> None:
+    if as_json:
+        emit({"version": number})
+    else:
+        line(f"x2l_cluster {number}")
 
 
 def calibrated(found: Calibration, place: Path, *, as_json: bool) -> None:
     if as_json:
         emit(found.to_dict() | {"file": str(place)})
         return
-    heads = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
-    out.print(f"heads (layer.head) {heads}; recall {found.recall}", highlight=False)
-    out.print(f"written to {place}", highlight=False)
+    line("heads (layer.head)  " + ", ".join(f"{layer}.{head}" for layer, head in found.heads))
+    for name, value in found.recall:
+        line(f"recall, {name}  {_percent(value)}")
+    line(f"written to {place}")
 
 
-def findings(results: Sequence[Any], *, as_json: bool) -> None:
+def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     if as_json:
-        emit([asdict(result) for result in results])
+        emit([asdict(finding) for finding in found])
         return
-    for result in results:
-        mark = "[green]ok[/green]  " if result.ok else "[red]fail[/red]"
-        out.print(f"{mark} {result.what}: {result.detail}", highlight=False)
+    for finding in found:
+        mark, style = ("✓", "green") if finding.ok else ("–", "yellow") if finding.optional else ("✗", "red")
+        line(f"{mark} {finding.what}: {finding.detail}", style=style)
 
 
-def demo(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+def needles(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        emit(list(rows))
+        emit(result)
         return
-    table = Table("", "question", "answer", "expected", "evidence", "KV loaded", "full cache", "share", box=None)
-    for row in rows:
-        table.add_row(
-            "[green]✓[/green]" if row["right"] else "[red]✗[/red]",
-            str(row["question"]),
-            str(row["answer"]),
-            str(row["expected"]),
-            str(row["evidence"]),
-            size(row["kv_bytes"]),
-            size(row["full_bytes"]),
-            f"{row['kv_share']:.0%}",
-        )
-    out.print(table)
-    right = sum(bool(row["right"]) for row in rows)
-    out.print(f"{right} of {len(rows)} right", highlight=False)
-
-
-def needles(result: Mapping[str, Any]) -> None:
     kinds = list(result["n"])
-    table = Table("policy", *kinds, "kv share", "moved share", title=f"needles, {result['chunks']} chunks", box=None)
+    line(f"{result['chunks']} chunks, {result['videos']} videos", style="bold")
+    table = _table("policy", *kinds, "kv share", "moved share")
     for name, row in result["policies"].items():
-        table.add_row(
-            name, *(_percent(row[kind]) for kind in kinds), f"{row['kv_share']:.3f}", f"{row['moved_share']:.4f}"
-        )
+        table.add_row(name, *(_percent(row[column]) for column in (*kinds, "kv_share", "moved_share")))
     out.print(table)
-    table = Table("scorer", "recall@1", "@2", "@3", "given coarse wrong", box=None)
+    line()
+    table = _table("scorer", "recall@1", "@2", "@3", "@1 where coarse is wrong")
     for name, row in result["recall"].items():
-        table.add_row(name, *(_percent(row[key]) for key in ("1", "2", "3", "given_coarse_wrong")))
+        table.add_row(name, *(_percent(row[column]) for column in ("1", "2", "3", "given_coarse_wrong")))
     out.print(table)
-    table = Table("paired difference (95 %)", *kinds, box=None)
-    for name, rows in result["paired"].items():
-        table.add_row(name, *(f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]" for r in rows.values()))
+    line()
+    table = _table("points apart (95 %)", *kinds)
+    for name, row in result["paired"].items():
+        table.add_row(name, *(_apart(row[kind]) for kind in kinds))
     out.print(table)
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
+
+
+def _apart(row: Mapping[str, float] | None) -> str:
+    return f"{row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]" if row else "–"

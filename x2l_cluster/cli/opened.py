@@ -1,0 +1,101 @@
+"""What commands open and close: settings, state, engines; and what Ctrl-C does to an indexing run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from x2l_cluster.cli.show import err
+from x2l_cluster.cli.text import plain
+from x2l_cluster.types import LOCAL_TENANT
+
+if TYPE_CHECKING:
+    from x2l_cluster.engine import VideoEngine
+    from x2l_cluster.settings import Settings
+    from x2l_cluster.state.base import StateStore
+
+_STOPPING = b"\nstopping at the next chunk boundary; sealed chunks are kept (Ctrl-C again to stop at once)\n"
+
+
+def settings() -> Settings:
+    """The environment's. A variable that cannot be read is wrong usage."""
+    from pydantic import ValidationError
+
+    from x2l_cluster.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(f"X2L_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise typer.BadParameter(f"in the environment: {wrong}") from None
+
+
+@contextmanager
+def state(store: str | None) -> Iterator[StateStore]:
+    """The record of what is indexed, without a model."""
+    from x2l_cluster.state.open import open_state
+
+    with open_state(store or settings().store) as opened:
+        yield opened
+
+
+@contextmanager
+def engine(
+    model: str | None, store: str | None, fine_store: str | None, *, video: str | None = None
+) -> Iterator[VideoEngine]:
+    """An engine by options, else by environment. An unknown ``video`` is told before a model is loaded for it."""
+    if video is not None:
+        with state(store) as known:
+            known.manifest(LOCAL_TENANT, video)
+    wanted = settings()
+    name = model or wanted.model
+    with loading(name):
+        from x2l_cluster.engine import VideoEngine
+
+        loaded = VideoEngine.from_pretrained(
+            name,
+            store=store or wanted.store,
+            fine_store=fine_store or wanted.fine_store,
+            device=wanted.device,
+            dtype=wanted.dtype,
+            cache_bytes=wanted.cache_bytes,
+            decode_deadline_s=wanted.decode_deadline_s,
+        )
+    with loaded:
+        yield loaded
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Says so while a model is loaded."""
+    if model.count("/") != 1 or Path(model).is_dir():
+        # Only a download deserves a bar of its own. Read by the hub's client when it is imported.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with err.status(f"loading {plain(model)}"):
+        yield
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Yields an event that the first Ctrl-C sets; the second raises KeyboardInterrupt."""
+    cancel = threading.Event()
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        if cancel.is_set():
+            raise KeyboardInterrupt
+        cancel.set()
+        os.write(2, _STOPPING)  # not print: the main thread may be in the middle of one
+
+    before = signal.signal(signal.SIGINT, asked)
+    try:
+        yield cancel
+    finally:
+        signal.signal(signal.SIGINT, before)
