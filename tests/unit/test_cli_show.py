@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from x2l_cluster.cli import opened, run, show
+from x2l_cluster.cli import opened, run, show, show_demo
 from x2l_cluster.cli.demo import Demo, Told
 from x2l_cluster.cli.options import Scorer
 from x2l_cluster.errors import X2LError
@@ -154,12 +154,12 @@ def _played(right: int, wrong: int) -> Demo:
 
 def test_a_line_of_the_demo_tells_what_moved_and_what_was_there(capsys: pytest.CaptureFixture[str]) -> None:
     (item,) = _played(1, 0).told
-    show.told(item, as_json=False)
+    show_demo.told(item, as_json=False)
     told = capsys.readouterr().out
     assert "✓ What code?" in told and "footage 00:32–00:48" in told
     assert "61.0 kB loaded; a full cache is 2.4 MB" in told
     hot = replace(ANSWER, evidence=(replace(EVIDENCE, tier=Tier.DEVICE),))
-    show.told(replace(item, answer=hot, right=False), as_json=False)
+    show_demo.told(replace(item, answer=hot, right=False), as_json=False)
     assert "✗ What code?" in (told := capsys.readouterr().out) and "61.0 kB were still there" in told
 
 
@@ -169,11 +169,11 @@ def test_a_demo_that_gets_too_little_right_has_failed(right: int, wrong: int, go
 
 
 def test_a_failed_demo_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    show.demo(_played(1, 2), as_json=False)
+    show_demo.ended(_played(1, 2), as_json=False)
     out, err = capsys.readouterr()
     assert "1 of 3 right" in out and "x2l index films/footage.mp4 --id footage" in out
     assert "the demo failed: 1 of 3 answers are right" in err
-    show.demo(_played(1, 2), as_json=True)
+    show_demo.ended(_played(1, 2), as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["right"], told["asked"], len(told["questions"])) == (1, 3, 3)
 

@@ -207,12 +207,13 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Render two videos, index them (fine blocks into a Valkey of its own), ask questions of every kind."""
+    from x2l_cluster.cli import show_demo
     from x2l_cluster.cli.demo import Demo
 
     played = Demo(folder, model, show.err)
     for told in played.run():
-        show.told(told, as_json=as_json)
-    show.demo(played, as_json=as_json)
+        show_demo.told(told, as_json=as_json)
+    show_demo.ended(played, as_json=as_json)
     if not played.good:
         raise typer.Exit(1)
 
