@@ -107,7 +107,7 @@ class Connection:
             steps.append(("AUTH", *((access.username,) if access.username else ()), access.password))
         if access.db:
             steps.append(("SELECT", access.db))
-        if refusal := first_refusal(self.call(*steps, deadline=deadline)):
+        if steps and (refusal := first_refusal(self.call(*steps, deadline=deadline))):
             raise refusal
 
     def _trouble(self, error: OSError) -> Late | Closed:
