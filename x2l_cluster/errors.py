@@ -23,6 +23,7 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   └── DecoderCrashed
     ├── ModelError
     │   ├── ModelNotAvailable
+    │   ├── ModelMismatch
     │   ├── UnsupportedModel
     │   ├── CalibrationMissing
     │   └── NonFinite
@@ -151,12 +152,14 @@ class DecodeTimeout(VideoError):
 
     code = "decode_timeout"
     http_status = 504
+    retryable = True
 
 
 class DecoderCrashed(VideoError):
     """The decoder process died."""
 
     code = "decoder_crashed"
+    retryable = True
 
 
 class ModelError(X2LError):
@@ -170,6 +173,13 @@ class ModelNotAvailable(ModelError):
 
     code = "model_not_available"
     http_status = 503
+
+
+class ModelMismatch(ModelError):
+    """The index was made by another model than the one that is asked."""
+
+    code = "model_mismatch"
+    http_status = 409
 
 
 class UnsupportedModel(ModelError):

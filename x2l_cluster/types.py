@@ -102,6 +102,10 @@ class Sampling:
     end_s: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("fps", "start_s"):  # 1 and 1.0 are one sampling, with one digest
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.end_s is not None:
+            object.__setattr__(self, "end_s", float(self.end_s))
         if not 0 < self.fps <= 1000:
             raise InvalidInput(f"sampling fps must be above 0 and at most 1000, got {self.fps}")
         if self.count is not None and self.count < 1:
@@ -186,6 +190,11 @@ class LevelSpec:
     quant: Quant = Quant.INT8
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "anchors", Anchors(self.anchors))
+            object.__setattr__(self, "quant", Quant(self.quant))
+        except ValueError as error:
+            raise InvalidRecipe(f"this is no level: {error}") from error
         match = _POOL.fullmatch(self.pool)
         if self.pool != "group" and not (match and int(match[1]) and int(match[2])):
             raise InvalidRecipe(f"pool is 'RxC' with positive numbers, or 'group'; got {self.pool!r}")
@@ -211,7 +220,8 @@ class Recipe:
 
     Attributes:
         family: the ``VideoLM`` adapter.
-        weights: digest of the weights and configuration.
+        weights: digest of weights, configuration, tokenizer and chat template.
+        dtype: what the model computes in.
         height, width: pixels a frame is resized to; 0 keeps the aspect within ``max_pixels``.
         chunk_frames: frames a chunk, a multiple of the family's frames a group.
         fine, coarse: how L and H are made.
@@ -222,6 +232,7 @@ class Recipe:
 
     family: str
     weights: str
+    dtype: str = "float32"
     sampling: Sampling = field(default_factory=Sampling)
     height: int = 0
     width: int = 0
@@ -236,6 +247,10 @@ class Recipe:
     layout: int = LAYOUT_VERSION
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "positions", Positions(self.positions))
+        except ValueError as error:
+            raise InvalidRecipe(f"positions are {', '.join(Positions)}, got {self.positions!r}") from error
         if self.chunk_frames < 1:
             raise InvalidRecipe(f"chunk_frames must be at least 1, got {self.chunk_frames}")
         if (self.height == 0) != (self.width == 0) or min(self.height, self.width) < 0:
@@ -259,8 +274,16 @@ class Recipe:
         return asdict(self)
 
     @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """As the constructor, but an unknown or missing field is an InvalidRecipe too."""
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise InvalidRecipe(f"these are no fields of a recipe: {error}") from error
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**recipe_fields(data))
+        return cls.of(**recipe_fields(data))
 
 
 def recipe_fields(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,12 +293,8 @@ def recipe_fields(data: Mapping[str, Any]) -> dict[str, Any]:
         if "sampling" in fields:
             fields["sampling"] = Sampling(**fields["sampling"])
         for name in {"fine", "coarse"} & fields.keys():
-            spec = dict(fields[name])
-            parsers = {"anchors": Anchors, "quant": Quant}
-            fields[name] = LevelSpec(**{key: parsers.get(key, str)(value) for key, value in spec.items()})
-        if "positions" in fields:
-            fields["positions"] = Positions(fields["positions"])
-    except (TypeError, ValueError) as error:
+            fields[name] = LevelSpec(**fields[name])
+    except TypeError as error:
         raise InvalidRecipe(f"these are no fields of a recipe: {error}") from error
     return fields
 
@@ -391,10 +410,6 @@ class Manifest:
             else Span(start_s=0.0, end_s=0.0)
         )
 
-    @property
-    def position_end(self) -> float | None:
-        return self.chunks[-1].position_end if self.chunks else None
-
     def key(self, ref: BlockRef, chunk: int) -> BlockKey:
         return BlockKey(
             tenant=self.tenant, video=self.video, recipe=self.recipe.digest, epoch=ref.epoch, kind=ref.kind, chunk=chunk
@@ -462,6 +477,8 @@ class ReloadPlan:
     chunks: tuple[PlannedChunk, ...]
     scorer: str
     detail: Detail
+    note: str | None = None
+    """What the user should know when this is not quite the scoring asked for."""
 
     @property
     def fine(self) -> tuple[int, ...]:
@@ -519,9 +536,9 @@ class Answer:
     evidence: tuple[Evidence, ...]
     usage: Usage
     timings: Mapping[str, float]
-    """Seconds by phase: ``score_s``, ``plan_s``, ``reload_s``, ``assemble_s``, ``decode_s``."""
+    """Seconds by phase, shared evenly in a batch: coarse_s, score_s, reload_s, assemble_s, decode_s."""
     finish: str = "stop"
-    """``stop``, ``length`` or ``cancelled``."""
+    """``stop`` or ``length``."""
     covered: Span | None = None
     """The part of the video that was indexed when the question was asked."""
 

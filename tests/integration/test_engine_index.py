@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,20 @@ from tests.engines import SMALL, engine, files, mosaic
 from tests.integration.test_video_bad_inputs import BAD_FILES
 from tests.tiny import two_pass
 from tests.videos import cfr
-from x2l_cluster.errors import Cancelled, CorruptVideo, InvalidInput, InvalidRecipe, StaleEpoch, X2LError
+from x2l_cluster.errors import (
+    BlockMissing,
+    Cancelled,
+    CorruptVideo,
+    DecodeTimeout,
+    InvalidInput,
+    InvalidRecipe,
+    StaleEpoch,
+    StoreFull,
+    StoreUnavailable,
+    UnknownVideo,
+    X2LError,
+)
+from x2l_cluster.kv.embedded import EmbeddedValkey
 from x2l_cluster.types import IndexStatus, Sampling
 
 
@@ -166,7 +180,15 @@ def test_a_bad_file_gets_its_error_and_leaves_nothing_in_the_stores(name, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "recipe", [{"chunk_frames": 3}, {"chunk_frames": 0}, {"height": 33, "width": 32}, {"height": 32}]
+    "recipe",
+    [
+        {"chunk_frames": 3},
+        {"chunk_frames": 0},
+        {"height": 33, "width": 32},
+        {"height": 32},
+        {"heigth": 32},
+        {"positions": "left"},
+    ],
 )
 def test_an_impossible_recipe_is_refused_before_anything_happens(film, recipe, tmp_path):
     with engine(f"disk:{tmp_path}") as x2l, pytest.raises(InvalidRecipe):
@@ -202,3 +224,173 @@ def test_no_decoder_process_is_left_behind(film):
         x2l.index(film, **SMALL)
     mine = psutil.Process(os.getpid())
     assert not [child for child in mine.children(recursive=True) if "x2l_cluster.video" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("kind", ["h", "l", "x"])
+def test_repair_makes_again_what_is_gone_and_only_that(film, kind):
+    with engine() as x2l:
+        first = x2l.index(film, **SMALL)
+        before = x2l.ask(first, "What is it?", detail="k=2").text
+        row = first.chunks[2]
+        gone = [first.key(ref, 2) for name, ref in row.blocks.items() if name.startswith(kind)]
+        x2l.stores.kv.delete(gone)
+        events = []
+        again = x2l.index(film, repair=True, progress=events.append, **SMALL)
+        assert [event.chunk for event in events if not event.resumed] == [2]
+        assert payloads(again) == payloads(first)
+        assert again.status is IndexStatus.READY
+        assert x2l.ask(again, "What is it?", detail="k=2").text == before
+        assert set(x2l.stores.kv.keys("local", first.video)) == {
+            again.key(ref, row.index) for row in again.chunks for ref in row.blocks.values()
+        }
+
+
+def test_a_half_index_that_lost_its_past_makes_it_again(film):
+    cancel = threading.Event()
+    with engine() as x2l, engine() as whole:
+        with pytest.raises(Cancelled):
+            x2l.index(film, cancel=cancel, progress=lambda event: cancel.set() if event.chunk == 3 else None, **SMALL)
+        half = x2l.manifest(x2l.videos()[0].video)
+        x2l.stores.kv.delete([half.key(half.chunks[1].blocks["h"], 1)])
+        assert payloads(x2l.index(film, **SMALL)) == payloads(whole.index(film, **SMALL))
+
+
+def test_two_threads_that_index_one_file_make_one_index(film):
+    with engine() as x2l:
+        manifests, gate = [], threading.Barrier(2)
+
+        def go() -> None:
+            gate.wait()
+            manifests.append(x2l.index(film, **SMALL))
+
+        threads = [threading.Thread(target=go) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert manifests[0] == manifests[1]
+        assert manifests[0].status is IndexStatus.READY
+
+
+def test_chunks_sealed_by_another_while_the_file_is_opened_are_taken_as_done(film, tmp_path):
+    """A slow worker seals two more chunks between our look at the manifest and our taking over."""
+    with engine(f"disk:{tmp_path}") as slow, engine() as whole:
+        cancel = threading.Event()
+        with pytest.raises(Cancelled):
+            slow.index(film, cancel=cancel, progress=lambda event: cancel.set() if event.chunk == 1 else None, **SMALL)
+        with engine(f"disk:{tmp_path}") as ours:
+            begin = ours.stores.state.begin
+
+            def later(*args):
+                ours.stores.state.begin = begin
+                more = threading.Event()
+                with pytest.raises(Cancelled):
+                    slow.index(film, cancel=more, progress=lambda e: more.set() if e.chunk == 3 else None, **SMALL)
+                return begin(*args)
+
+            ours.stores.state.begin = later
+            manifest = ours.index(film, **SMALL)
+        assert payloads(manifest) == payloads(whole.index(film, **SMALL))
+
+
+def test_a_run_that_was_overtaken_takes_nothing_back_when_its_file_fails(film):
+    with engine() as x2l:
+        recipe = x2l.lm.recipe(**SMALL)
+
+        def overtaken_and_damaged(event) -> None:
+            seen = x2l.manifest(event.video)
+            x2l.stores.state.begin("local", event.video, recipe, seen.info, seen.source)
+            raise CorruptVideo("damaged from here on")
+
+        with pytest.raises(CorruptVideo):
+            x2l.index(film, progress=overtaken_and_damaged, **SMALL)
+        assert [record.chunks for record in x2l.videos()] == [1]
+
+
+def test_a_decoder_that_timed_out_leaves_what_is_sealed(film):
+    with engine() as x2l:
+
+        def late(event) -> None:
+            if event.chunk == 2 and not event.resumed:
+                raise DecodeTimeout("no progress")
+
+        with pytest.raises(DecodeTimeout):
+            x2l.index(film, progress=late, **SMALL)
+        assert [record.chunks for record in x2l.videos()] == [3]
+        assert x2l.index(film, **SMALL).status is IndexStatus.READY
+
+
+def test_deleted_in_the_middle_of_a_run_nothing_is_left(film, tmp_path):
+    with engine(f"disk:{tmp_path}") as x2l:
+        with pytest.raises(UnknownVideo):
+            x2l.index(film, progress=lambda event: x2l.delete(event.video) if event.chunk == 2 else None, **SMALL)
+        assert files(tmp_path) == []
+
+
+def test_blobs_of_a_run_that_died_before_publishing_are_swept_by_the_next(film, tmp_path):
+    with engine(f"disk:{tmp_path}") as x2l:
+        cancel = threading.Event()
+        with pytest.raises(Cancelled):
+            x2l.index(film, cancel=cancel, progress=lambda event: cancel.set() if event.chunk == 1 else None, **SMALL)
+        half = x2l.manifest(x2l.videos()[0].video)
+        orphan = replace(half.key(half.chunks[0].blocks["l"], 0), chunk=2)
+        x2l.stores.kv.put(orphan, b"left behind")
+        x2l.index(film, **SMALL)
+        with pytest.raises(BlockMissing):
+            x2l.stores.kv.get(orphan)
+
+
+def test_a_full_store_stops_the_run_with_a_clear_error_and_leaves_no_orphans(film):
+    from x2l_cluster.engine import Stores, VideoEngine
+    from x2l_cluster.kv.memory import MemoryKV
+
+    with engine() as whole:
+        needed = sum(whole.index(film, **SMALL).size_bytes(kind) for kind in ("l", "h"))
+    stores = Stores.open("memory:")
+    small = replace(stores, kv=MemoryKV(budget_bytes=needed // 2))
+    with VideoEngine(whole.lm, small) as x2l:
+        with pytest.raises(StoreFull) as caught:
+            x2l.index(film, **SMALL)
+        assert caught.value.retryable
+        manifest = x2l.manifest(x2l.videos()[0].video)
+        named = {manifest.key(ref, row.index) for row in manifest.chunks for ref in row.blocks.values()}
+        assert set(x2l.stores.kv.keys("local", manifest.video)) == named
+        assert x2l.ask(manifest, "What is it?").covered.end_s < 22
+
+
+def test_a_delete_whose_store_was_away_can_be_made_again(film, tmp_path):
+    with EmbeddedValkey() as server, engine(f"disk:{tmp_path}", fine=server.url) as x2l:
+        manifest = x2l.index(film, **SMALL)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreUnavailable):
+                x2l.delete(manifest.video)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert files(tmp_path) == []
+        assert x2l.delete(manifest.video) > 0
+        with pytest.raises(UnknownVideo):
+            x2l.delete(manifest.video)
+
+
+def test_state_that_survives_wants_coarse_blocks_that_survive(tmp_path):
+    from x2l_cluster.engine import Stores, VideoEngine
+    from x2l_cluster.kv.memory import MemoryKV
+
+    stores = Stores.open(f"disk:{tmp_path}")
+    with pytest.raises(InvalidInput, match="durable"):
+        VideoEngine(two_pass(), replace(stores, kv=MemoryKV()))
+    stores.close()
+
+
+def test_tenants_do_not_meet(film):
+    with engine() as x2l:
+        mine = x2l.index(film, tenant="mine", **SMALL)
+        assert x2l.videos(tenant="yours") == []
+        with pytest.raises(UnknownVideo):
+            x2l.ask(mine.video, "What is it?", tenant="yours")
+        with pytest.raises(UnknownVideo):
+            x2l.delete(mine.video, tenant="yours")
+        yours = x2l.index(film, tenant="yours", **SMALL)
+        assert x2l.delete(yours.video, tenant="yours") > 0
+        assert x2l.ask(mine.video, "What is it?", tenant="mine").text is not None

@@ -6,21 +6,21 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from x2l_cluster.engine.assemble import Assembler, Prefix
-from x2l_cluster.engine.decode import Decoder, Generation, Stream
+from x2l_cluster.engine.decode import Decoder, Generation, Stream, check_room
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.reload import Loaded, Reloader
 from x2l_cluster.engine.score import Scoring
-from x2l_cluster.errors import BlockMissing, UnknownVideo
+from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo
 from x2l_cluster.kv.store import KVStore
-from x2l_cluster.models import Prompt, VideoLM, View
+from x2l_cluster.models import Page, Prompt, VideoLM, View
 from x2l_cluster.select import Calibration, ChunkScorer, get_scorer, gloss, make_plan, pins
-from x2l_cluster.types import Answer, Detail, Evidence, Kind, Level, Manifest, Positions, ReloadPlan, Usage
+from x2l_cluster.types import Answer, Detail, Evidence, Level, Manifest, Positions, ReloadPlan, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +43,8 @@ class _Work:
 
     asked: Asked
     prompt: Prompt
-    coarse: list[Loaded]
-    where: Placement
+    coarse: dict[int, Loaded]
+    where: Placement | None
     timings: dict[str, float]
     plan: ReloadPlan
     loaded: list[Loaded] = field(default_factory=list)
@@ -74,10 +74,10 @@ class Answerer:
     def answer(self, asked: Sequence[Asked], generation: Generation) -> list[Answer]:
         """Answers in the order of the questions; one batch decodes them all.
 
-        Raises UnknownVideo, InvalidQuestion, PromptTooLong, KVMissing, StoreUnavailable, and, where a question asked
-        to fail on missing detail, BlockMissing or BlockCorrupt.
+        Raises UnknownVideo, ModelMismatch, InvalidQuestion, PromptTooLong, KVMissing, StoreUnavailable, and, where a
+        question asked to fail on missing detail, BlockMissing or BlockCorrupt.
         """
-        work = self._planned(asked)
+        work = self._planned(asked, generation.max_tokens)
         decoder = Decoder(self._lm)
         for item in work:
             self._reload(item)
@@ -89,7 +89,7 @@ class Answerer:
 
     def plans(self, asked: Sequence[Asked]) -> list[ReloadPlan]:
         """Scores and plans only. Raises as :meth:`answer`."""
-        return [work.plan for work in self._planned(asked)]
+        return [work.plan for work in self._planned(asked, max_tokens=1)]
 
     def forget(self, tenant: str, video: str) -> None:
         """Drops what is kept hot of a video."""
@@ -98,7 +98,7 @@ class Answerer:
 
     # --- score and plan ---------------------------------------------------------------------------------------------
 
-    def _planned(self, asked: Sequence[Asked]) -> list[_Work]:
+    def _planned(self, asked: Sequence[Asked], max_tokens: int) -> list[_Work]:
         """Questions of one video that want one scorer are scored in one forward."""
         groups: dict[object, list[int]] = defaultdict(list)
         for index, item in enumerate(asked):
@@ -106,40 +106,71 @@ class Answerer:
             groups[m.tenant, m.video, m.recipe.digest, m.revision, item.scorer, item.chunks].append(index)
         work: list[_Work | None] = [None] * len(asked)
         for indexes in groups.values():
-            for index, planned in zip(indexes, self._plan_group([asked[i] for i in indexes]), strict=True):
+            group = [asked[i] for i in indexes]
+            for index, planned in zip(indexes, self._plan_group(group, max_tokens), strict=True):
                 work[index] = planned
         return [item for item in work if item is not None]
 
-    def _plan_group(self, asked: Sequence[Asked]) -> Iterator[_Work]:
+    def _plan_group(self, asked: Sequence[Asked], max_tokens: int) -> Iterator[_Work]:
         manifest = asked[0].manifest
-        if not manifest.chunks:
-            raise UnknownVideo(f"nothing of video {manifest.video} is indexed yet; wait for its first chunk")
-        scorer = get_scorer(asked[0].scorer, self._lm.spec, self._calibration, needed=asked[0].chunks)
+        self._check(manifest)
         prompts = [self._lm.prompt(gloss(item.question, manifest.info.duration_s), item.history) for item in asked]
-        where, end = self._placement(manifest)
         timings: dict[str, float] = {}
         with _timed([timings], "coarse_s"):
+            where = self._placement(manifest)
             coarse = self._reloader.coarse(manifest, where)
+            pages, end = self._placed([item.page for item in coarse], manifest, where)
+        for prompt in prompts:
+            check_room(self._lm, end + len(prompt.suffix), max_tokens)
         with _timed([timings], "score_s"):
-            scores = self._scoring.scores(
+            scorer, scores, note = self._scores(asked, prompts, pages, end)
+        for item, prompt, score in zip(asked, prompts, scores, strict=True):
+            plan = self._plan(item, score, scorer)
+            yield _Work(
+                asked=item,
+                prompt=prompt,
+                coarse={chunk.chunk: loaded for chunk, loaded in zip(plan.chunks, coarse, strict=True)},
+                where=where,
+                timings={name: seconds / len(asked) for name, seconds in timings.items()},
+                plan=replace(plan, note=note),
+            )
+
+    def _check(self, manifest: Manifest) -> None:
+        if not manifest.chunks:
+            raise UnknownVideo(f"nothing of video {manifest.video} is indexed yet; wait for its first chunk")
+        if (manifest.recipe.family, manifest.recipe.weights) != (self._lm.spec.family, self._lm.spec.weights):
+            raise ModelMismatch(
+                f"video {manifest.video} was indexed by a {manifest.recipe.family} model with weights "
+                f"{manifest.recipe.weights}, this one has {self._lm.spec.weights}; ask with that model or index the "
+                "video with this one"
+            )
+
+    def _scores(
+        self, asked: Sequence[Asked], prompts: Sequence[Prompt], pages: Sequence[Page], end: float
+    ) -> tuple[ChunkScorer, list[Tensor], str | None]:
+        """By the scorer asked for; without what it needs, over coarse keys, and a note that says so."""
+        manifest = asked[0].manifest
+        scorer = get_scorer(asked[0].scorer, self._lm.spec, self._calibration, needed=asked[0].chunks)
+        note = scorer.note
+
+        def run(scorer: ChunkScorer) -> list[Tensor]:
+            return self._scoring.scores(
                 manifest,
                 prompts,
                 [f"{manifest.video}/{item.question}" for item in asked],
                 scorer,
                 prefix=self._prefix,
-                coarse=[item.page for item in coarse],
-                where=where,
-                end=where.at(end),
+                coarse=pages,
+                where=self._placement(manifest) or Placement(anchor=self._prefix.end),
+                end=end,
             )
-        for item, prompt, score in zip(asked, prompts, scores, strict=True):
-            yield _Work(
-                asked=item,
-                prompt=prompt,
-                coarse=coarse,
-                where=where,
-                timings={name: seconds / len(asked) for name, seconds in timings.items()},
-                plan=self._plan(item, score, scorer),
-            )
+
+        try:
+            return scorer, run(scorer), note
+        except KVError as error:
+            note = f"the score index cannot be had ({error}); scored over coarse keys instead"
+            scorer = get_scorer("coarse", self._lm.spec, self._calibration)
+            return scorer, run(scorer), note
 
     def _plan(self, asked: Asked, scores: Tensor, scorer: ChunkScorer) -> ReloadPlan:
         rows = asked.manifest.chunks
@@ -154,49 +185,41 @@ class Answerer:
             edges=asked.manifest.recipe.edges_fine,
         )
 
-    def _placement(self, manifest: Manifest) -> tuple[Placement, float]:
+    def _placement(self, manifest: Manifest) -> Placement | None:
+        """Where the entries of a video stand; None for ``compact``: that depends on the plan."""
+        if manifest.recipe.positions is Positions.COMPACT:
+            return None
         end = manifest.chunks[-1].position_end
-        return self._assembler.placement(manifest.recipe.positions, anchor=self._prefix.end, end=end), end
+        return self._assembler.placement(manifest.recipe.positions, anchor=self._prefix.end, end=end)
+
+    def _placed(
+        self, pages: Sequence[Page], manifest: Manifest, where: Placement | None
+    ) -> tuple[Sequence[Page], float]:
+        """Pages of every chunk as a question sees them, and the position at which it begins."""
+        if where is None:
+            return self._assembler.compact(pages, self._prefix.end)
+        return pages, where.at(manifest.chunks[-1].position_end)
 
     # --- reload, assemble, decode -----------------------------------------------------------------------------------
 
     def _reload(self, work: _Work) -> None:
-        """Fetches the planned L blocks; what cannot be had is answered with its H, flagged."""
-        manifest = work.asked.manifest
+        """Fetches the planned L blocks; what cannot be had is answered with its H, flagged, unless asked to fail."""
+        rows = {row.index: row for row in work.asked.manifest.chunks}
         with _timed([work.timings], "reload_s"):
-            for row, planned, coarse in zip(manifest.chunks, work.plan.chunks, work.coarse, strict=True):
-                loaded = coarse
-                if planned.level is Level.L:
-                    loaded = self._reloader.fine(manifest, row, work.where, instead=coarse)
-                    if loaded.degraded and work.asked.fail_on_missing:
-                        raise BlockMissing(
-                            f"the fine KVs of chunk {row.index} of video {manifest.video} are {loaded.degraded}; ask "
-                            "with on_missing=degrade, or index the video again"
-                        )
-                work.loaded.append(loaded)
+            fine = self._reloader.fine(
+                work.asked.manifest,
+                [rows[chunk] for chunk in work.plan.fine],
+                work.where,
+                instead=work.coarse,
+                strict=work.asked.fail_on_missing,
+            )
+        work.loaded = [fine.get(chunk.chunk, work.coarse[chunk.chunk]) for chunk in work.plan.chunks]
 
     def _join(self, work: _Work, decoder: Decoder, generation: Generation) -> None:
-        manifest = work.asked.manifest
         with _timed([work.timings], "assemble_s"):
-            if manifest.recipe.positions is Positions.COMPACT:
-                view, position = self._compact(work)
-            else:
-                view = View([self._prefix.page, *(item.page for item in work.loaded)])
-                position = work.where.at(manifest.chunks[-1].position_end)
-            tokens = self._lm.embed_text(work.prompt.suffix, position)
-            work.stream = decoder.join(view, tokens, generation)
-
-    def _compact(self, work: _Work) -> tuple[View, float]:
-        """Contiguous positions depend on the plan, so nothing rotated can be shared."""
-        manifest = work.asked.manifest
-        blocks = [
-            self._reloader.block(manifest, row, Kind.of(item.level))
-            for row, item in zip(manifest.chunks, work.loaded, strict=True)
-        ]
-        pages, position = self._assembler.pages(
-            blocks, Positions.COMPACT, anchor=self._prefix.end, end=manifest.chunks[-1].position_end
-        )
-        return View([self._prefix.page, *pages]), position
+            pages, position = self._placed([item.page for item in work.loaded], work.asked.manifest, work.where)
+            view = View([self._prefix.page, *pages])
+            work.stream = decoder.join(view, self._lm.embed_text(work.prompt.suffix, position), generation)
 
     def _answer(self, work: _Work) -> Answer:
         assert work.stream is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,12 +41,18 @@ class Assembler:
         self._lm = lm
         self._log_count_bias = log_count_bias
 
-    def page(self, block: KVBlock, coords: Tensor) -> Page:
-        """One block as a page, on the model's device and in its dtype; coords (entries, axes) are where it stands."""
+    def page(self, block: KVBlock, coords: Tensor | None) -> Page:
+        """One block as a page, on the model's device and in its dtype.
+
+        Args:
+            coords: where its entries stand, (entries, axes); None leaves the keys unrotated (for :meth:`compact`).
+        """
         block = block.to(self._lm.device)
         keys, values = block.dense(self._lm.dtype)
-        bias = block.counts.float().log() if self._log_count_bias and bool((block.counts > 1).any()) else None
-        return Page(keys=self._lm.rotate(keys, coords.to(self._lm.device)), values=values, bias=bias)
+        if coords is not None:
+            keys = self._lm.rotate(keys, coords.to(self._lm.device))
+        bias = block.counts.float().log() if self._log_count_bias else None
+        return Page(keys=keys, values=values, bias=bias)
 
     def pages(
         self, blocks: Sequence[KVBlock], mode: Positions, *, anchor: float, end: float
@@ -56,14 +62,19 @@ class Assembler:
         ``end`` is the original position behind the last of them.
         """
         if mode is Positions.COMPACT:
-            pages: list[Page] = []
-            for block in blocks:
-                index = anchor + torch.arange(block.entries, device=block.coords.device, dtype=torch.float32)
-                pages.append(self.page(block, index[:, None].expand(-1, block.coords.shape[1])))
-                anchor += block.entries
-            return pages, anchor
+            return self.compact([self.page(block, None) for block in blocks], anchor)
         where = self.placement(mode, anchor=anchor, end=end)
         return [self.page(block, where(block.coords)) for block in blocks], where.at(end)
+
+    def compact(self, pages: Sequence[Page], anchor: float) -> tuple[list[Page], float]:
+        """Unrotated pages at contiguous positions from ``anchor`` on, and the position behind them."""
+        placed: list[Page] = []
+        for page in pages:
+            index = anchor + torch.arange(page.entries, device=page.keys.device, dtype=torch.float32)
+            keys = self._lm.rotate(page.keys, index[:, None].expand(-1, self._lm.spec.axes))
+            placed.append(replace(page, keys=keys))
+            anchor += page.entries
+        return placed, anchor
 
     def placement(self, mode: Positions, *, anchor: float, end: float) -> Placement:
         return place(mode, anchor=anchor, end=end, max_position=self._lm.spec.max_position)

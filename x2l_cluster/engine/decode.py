@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +12,13 @@ from x2l_cluster.errors import InvalidInput, PromptTooLong
 from x2l_cluster.models.attend import View
 from x2l_cluster.models.base import Step, Tokens, VideoLM
 
+GREEDY = 1e-5
+"""Temperatures up to this one are greedy: dividing by them would overflow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """How an answer is written. Temperature 0 is greedy; otherwise nucleus sampling with a seed of its own."""
+    """How an answer is written. A temperature of (nearly) 0 is greedy; otherwise nucleus sampling with a seed."""
 
     max_tokens: int = 64
     temperature: float = 0.0
@@ -28,6 +31,8 @@ class Generation:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise InvalidInput(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not all(self.stop):
+            raise InvalidInput("a stop text must not be empty; leave it out")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise InvalidInput(
                 f"temperature must not be negative and top_p in (0, 1], got {self.temperature} and {self.top_p}"
@@ -41,10 +46,17 @@ class Stream:
     view: View
     pending: Tokens
     generation: Generation
+    words: Callable[[Sequence[int]], str]
     ids: list[int] = field(default_factory=list)
-    text: str = ""
     finish: str | None = None
     _random: torch.Generator | None = None
+
+    @property
+    def text(self) -> str:
+        """What is written so far, up to a stop text."""
+        text = self.words(self.ids)
+        ends = [text.index(stop) for stop in self.generation.stop if stop in text]
+        return text[: min(ends)] if ends else text
 
     def cancel(self) -> None:
         """Takes effect before the next token."""
@@ -70,14 +82,9 @@ class Decoder:
 
         Raises PromptTooLong when question and answer would leave the positions the model was trained for.
         """
-        end = question.end + generation.max_tokens
-        if end > self._lm.spec.max_position:
-            raise PromptTooLong(
-                f"question and answer would reach position {end:.0f} of {self._lm.spec.max_position}; ask shorter, "
-                "lower max_tokens, or index with positions 'scaled'"
-            )
-        stream = Stream(view=view, pending=question, generation=generation)
-        if generation.temperature > 0:
+        check_room(self._lm, question.end, generation.max_tokens)
+        stream = Stream(view=view, pending=question, generation=generation, words=self._lm.text)
+        if generation.temperature > GREEDY:
             stream._random = torch.Generator(device="cpu").manual_seed(generation.seed)
         self._streams.append(stream)
         return stream
@@ -114,16 +121,22 @@ class Decoder:
             stream.finish = "stop"
             return
         stream.ids.append(token)
-        stream.text = self._lm.text(stream.ids)
-        for stop in generation.stop:
-            if stop in stream.text:
-                stream.text = stream.text[: stream.text.index(stop)]
-                stream.finish = "stop"
-                return
+        if generation.stop and any(stop in self._lm.text(stream.ids) for stop in generation.stop):
+            stream.finish = "stop"
+            return
         if len(stream.ids) >= generation.max_tokens:
             stream.finish = "length"
             return
         stream.pending = self._lm.embed_text([token], stream.pending.end)
+
+
+def check_room(lm: VideoLM, position: float, max_tokens: int) -> None:
+    """Raises PromptTooLong when an answer begun at ``position`` could leave the positions the model was trained for."""
+    if position + max_tokens > lm.spec.max_position:
+        raise PromptTooLong(
+            f"question and answer would reach position {position + max_tokens:.0f} of {lm.spec.max_position}: ask "
+            "shorter or lower max_tokens; a video too long for the model needs an index with positions 'scaled'"
+        )
 
 
 def _sample(logits: Tensor, generation: Generation, random: torch.Generator) -> int:

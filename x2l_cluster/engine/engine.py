@@ -51,13 +51,15 @@ class VideoEngine:
         self.lm = lm
         self.stores = stores
         self.calibration = calibration
+        stored = ["embedding", *(["calibrated"] if calibration else [])]
         self._indexer = Indexer(
             lm=lm,
             kv=stores.kv,
             state=stores.state,
-            scorers=[get_scorer("calibrated", lm.spec, calibration)] if calibration else [],
+            scorers=[get_scorer(name, lm.spec, calibration) for name in stored],
             deadline_s=decode_deadline_s,
         )
+        self._indexing = threading.Lock()
         self._answerer = Answerer(lm, stores.kv, calibration, cache_bytes=cache_bytes)
 
     @classmethod
@@ -91,6 +93,7 @@ class VideoEngine:
         *,
         video: str | None = None,
         tenant: str = LOCAL_TENANT,
+        repair: bool = False,
         progress: Callable[[Progress], None] = lambda _: None,
         cancel: threading.Event | None = None,
         watch: Callable[[Prefilled], None] = lambda _: None,
@@ -100,37 +103,43 @@ class VideoEngine:
 
         Args:
             video: an id of your choice; by default it comes from the content.
+            repair: make again what is gone or damaged of an index that is there, score indexes included.
             watch: sees every chunk as it is prefilled, raw KVs included.
             recipe: fields of :class:`~x2l_cluster.types.Recipe` to change.
 
         Raises VideoError when the file is at fault, KVError when a store is, Cancelled after ``cancel`` was set.
         """
         made = self.lm.recipe(**recipe)
-        source = self.stores.sources.put(tenant, path)
-        try:
-            name = self._id_for(tenant, source.id, video)
-            known = self._find(tenant, name, made.digest)
-            if known is None or known.status is not IndexStatus.READY:
-                with self.stores.sources.open_local(tenant, source) as local:
-                    known = self._indexer.run(
-                        local,
-                        tenant=tenant,
-                        video=name,
-                        recipe=made,
-                        source=source,
-                        progress=progress,
-                        cancel=cancel,
-                        watch=watch,
-                    )
-            self.stores.state.bind(tenant, source.id, name)
-            return known
-        finally:
-            if not self._source_in_use(tenant, source.id):
-                self.stores.sources.delete(tenant, source)
+        if video is not None:
+            check_name("video id", video)
+        with self._indexing:  # one device prefills one video at a time; the next caller finds the work done
+            source = self.stores.sources.put(tenant, path)
+            try:
+                name = self._id_for(tenant, source.id, video)
+                known = self._find(tenant, name, made.digest)
+                if known is None or known.status is not IndexStatus.READY or repair:
+                    with self.stores.sources.open_local(tenant, source) as local:
+                        known = self._indexer.run(
+                            local,
+                            tenant=tenant,
+                            video=name,
+                            recipe=made,
+                            source=source,
+                            repair=repair,
+                            progress=progress,
+                            cancel=cancel,
+                            watch=watch,
+                        )
+                        self._answerer.forget(tenant, name)
+                self.stores.state.bind(tenant, source.id, name)
+                return known
+            finally:
+                if not self._source_in_use(tenant, source.id):
+                    self.stores.sources.delete(tenant, source)
 
     def _id_for(self, tenant: str, content: str, wished: str | None) -> str:
         bound = self.stores.state.find(tenant, content)
-        video = check_name("video id", wished) if wished else bound or f"v-{content[:16]}"
+        video = wished or bound or f"v-{content[:16]}"
         existing = self._find(tenant, video)
         if existing is not None and existing.source is not None and existing.source.id != content:
             raise InvalidInput(f"video id {video} is taken by another file; choose another id or delete that video")
@@ -169,7 +178,8 @@ class VideoEngine:
             history: earlier (question, answer) turns.
             on_missing: ``degrade`` answers a missing fine block with its coarse one and says so; ``fail`` raises.
 
-        Raises UnknownVideo, InvalidQuestion, PromptTooLong, KVMissing, StoreUnavailable.
+        Raises UnknownVideo, ModelMismatch, InvalidQuestion, PromptTooLong, KVMissing, StoreUnavailable, and with
+        ``fail`` BlockMissing or BlockCorrupt.
         """
         return self._answerer.answer(
             self._asked(asked, tenant, detail, scorer, history, on_missing, chunks), generation or Generation()
@@ -219,8 +229,15 @@ class VideoEngine:
     # --- what is there ----------------------------------------------------------------------------------------------
 
     def manifest(self, video: str, *, tenant: str = LOCAL_TENANT) -> Manifest:
-        """The index of a video. Raises UnknownVideo."""
-        return self.stores.state.manifest(tenant, video)
+        """The newest index of a video, of this model if there is one. Raises UnknownVideo."""
+        newest = self.stores.state.manifest(tenant, video)
+        if newest.recipe.weights == self.lm.spec.weights:
+            return newest
+        own = [r for r in self.videos(tenant=tenant) if r.video == video and r.recipe.weights == self.lm.spec.weights]
+        if not own:
+            return newest
+        best = max(own, key=lambda record: (record.status is IndexStatus.READY, record.epoch))
+        return self.stores.state.manifest(tenant, video, best.recipe.digest)
 
     def videos(self, *, tenant: str = LOCAL_TENANT) -> Sequence[VideoRecord]:
         return self.stores.state.videos(tenant)
@@ -237,13 +254,21 @@ class VideoEngine:
             return frame_at(local, time_s)
 
     def delete(self, video: str, *, tenant: str = LOCAL_TENANT) -> int:
-        """Deletes a video from every store and returns the bytes of KV freed. Raises UnknownVideo."""
-        manifest = self.manifest(video, tenant=tenant)
-        self.stores.state.delete(tenant, video)
-        freed = self.stores.kv.delete_video(tenant, video)
+        """Deletes a video from every store and returns the bytes of KV freed.
+
+        The manifest goes first, so that no one sees half a video. If a store does not answer, the others are cleared
+        all the same, and the call can be made again. Raises UnknownVideo and StoreUnavailable.
+        """
+        check_name("video id", video)
+        sources = {r.source.id: r.source for r in self.videos(tenant=tenant) if r.video == video and r.source}
+        known = self.stores.state.delete(tenant, video)
         self._answerer.forget(tenant, video)
-        if manifest.source is not None and not self._source_in_use(tenant, manifest.source.id):
-            self.stores.sources.delete(tenant, manifest.source)
+        for source in sources.values():
+            if not self._source_in_use(tenant, source.id):
+                self.stores.sources.delete(tenant, source)
+        freed = self.stores.kv.delete_video(tenant, video)
+        if not known and not freed:
+            raise UnknownVideo(f"no video {video} is here; `x2l videos` lists them")
         return freed
 
     def _source_in_use(self, tenant: str, content: str) -> bool:

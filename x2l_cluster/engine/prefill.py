@@ -11,6 +11,7 @@ import torch
 
 from x2l_cluster.compress import Memory, compress
 from x2l_cluster.engine.assemble import Assembler, Prefix
+from x2l_cluster.engine.place import Placement
 from x2l_cluster.kv.block import KVBlock
 from x2l_cluster.models.attend import Page, View
 from x2l_cluster.models.base import Tokens, VideoLM
@@ -36,7 +37,8 @@ class Frames(Protocol):
 class Prefilled:
     """A chunk after prefill: its blocks as they will be stored, and what it took.
 
-    ``raw`` are the uncompressed KVs of the (first) pass; ``visual`` the mean visual features of its groups.
+    ``tokens`` is what a full cache would hold of it; ``raw`` are the KVs of the (first) pass as the model returned
+    them; ``visual`` the mean visual features of its groups.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Prefilled:
     frames: int
     position_start: float
     position_end: float
+    tokens: int
     blocks: Mapping[Level, KVBlock]
     raw: KVBlock
     visual: torch.Tensor | None
@@ -82,23 +85,25 @@ class Prefiller:
     def run(self, chunks: Iterable[Frames]) -> Iterator[Prefilled]:
         """Yields each chunk as soon as it is prefilled; memory does not grow with the length of the video."""
         for chunk in chunks:
-            assert chunk.index == self._next, f"chunk {self._next} comes next, got {chunk.index}"
-            yield self._one(chunk)
-            self._next += 1
+            yield self.one(chunk)
 
-    def _one(self, chunk: Frames) -> Prefilled:
+    def one(self, chunk: Frames) -> Prefilled:
+        """The next chunk."""
+        assert chunk.index == self._next, f"chunk {self._next} comes next, got {chunk.index}"
         tokens = self._lm.embed_chunk(chunk.frames, chunk.times_s.tolist(), self._position, self._recipe)
         raw = {level: self._pass(tokens, level) for level in self._lm.spec.passes}
         first = raw[self._lm.spec.passes[0]]
         blocks = {level: self._compressed(raw.get(level, first), level) for level in Level}
         self._remember(blocks)
         start, self._position = self._position, tokens.end
+        self._next += 1
         return Prefilled(
             index=chunk.index,
             span=chunk.span,
             frames=chunk.sampled,
             position_start=start,
             position_end=tokens.end,
+            tokens=len(tokens),
             blocks=blocks,
             raw=first,
             visual=tokens.visual,
@@ -106,20 +111,19 @@ class Prefiller:
 
     def _pass(self, tokens: Tokens, level: Level) -> KVBlock:
         where = self._assembler.placement(self._recipe.positions, anchor=self._prefix.end, end=tokens.end)
-        pages = [self._page(block, where.factor, tokens.end) for block in self._memory[level].segments]
+        pages = [self._page(block, where) for block in self._memory[level].segments]
         placed = replace(tokens, coords=where(tokens.coords))
         block = self._lm.prefill(placed, level, View([self._prefix.page, *pages]))
         return block if self._lm.spec.finished else replace(block, coords=tokens.coords.float())
 
-    def _page(self, block: KVBlock, factor: float, end: float) -> Page:
+    def _page(self, block: KVBlock, where: Placement) -> Page:
         """Segments of the memory are stable objects, so each is rotated once per scale."""
-        known = self._pages.get((id(block), factor))
-        if known is not None:
-            return known[1]
-        where = self._assembler.placement(self._recipe.positions, anchor=self._prefix.end, end=end)
-        page = self._assembler.page(block, where(block.coords))
-        self._pages[id(block), factor] = (block, page)  # keeps the block, so its id is not used again
-        return page
+        key = (id(block), where.factor)
+        if key not in self._pages:
+            self._pages = {old: kept for old, kept in self._pages.items() if old[1] == where.factor}
+            page = self._assembler.page(block, where(block.coords))
+            self._pages[key] = (block, page)  # keeps the block, so its id is not used again
+        return self._pages[key][1]
 
     def _compressed(self, block: KVBlock, level: Level) -> KVBlock:
         spec = self._recipe.level(level)

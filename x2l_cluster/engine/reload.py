@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from x2l_cluster.engine.assemble import Assembler
 from x2l_cluster.engine.cache import ByteCache
@@ -16,6 +17,9 @@ from x2l_cluster.select import Features
 from x2l_cluster.types import BlockKey, BlockRef, ChunkRow, Kind, Level, Manifest, Tier
 
 PageKey = tuple[str, str, str, str, int, str, float]
+REPAIR = "index the file again with repair=True (`x2l index FILE --repair`)"
+COARSE_SHARE = 0.75
+"""Of the budget: H of hot videos is read whole by every question, so it must not be driven out by passing L."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,7 +45,11 @@ class Reloader:
     def __init__(self, lm: VideoLM, kv: KVStore, *, budget_bytes: int) -> None:
         self._kv = kv
         self._assembler = Assembler(lm)
-        self._pages: ByteCache[PageKey, Page] = ByteCache(budget_bytes, _page_bytes)
+        coarse_bytes = int(budget_bytes * COARSE_SHARE)
+        self._pages: dict[Level, ByteCache[PageKey, Page]] = {
+            Level.H: ByteCache(coarse_bytes, _page_bytes),
+            Level.L: ByteCache(budget_bytes - coarse_bytes, _page_bytes),
+        }
 
     def block(self, manifest: Manifest, row: ChunkRow, kind: str) -> KVBlock:
         """One stored block, verified. Raises BlockMissing, BlockCorrupt or StoreUnavailable."""
@@ -55,27 +63,25 @@ class Reloader:
     def _fetch(self, manifest: Manifest, row: ChunkRow, kind: str) -> tuple[memoryview, BlockKey, BlockRef]:
         ref = row.blocks.get(kind)
         if ref is None:
-            raise BlockMissing(f"chunk {row.index} of video {manifest.video} has no {kind!r} block; index it again")
+            raise BlockMissing(f"chunk {row.index} of video {manifest.video} has no {kind!r} block; {REPAIR}")
         key = manifest.key(ref, row.index)
         return self._kv.get(key), key, ref
 
-    def page(self, manifest: Manifest, row: ChunkRow, level: Level, where: Placement) -> Loaded:
-        """A chunk at exactly this level. Raises as :meth:`block` does."""
+    def page(self, manifest: Manifest, row: ChunkRow, level: Level, where: Placement | None) -> Loaded:
+        """A chunk at exactly this level; unrotated without a placement. Raises as :meth:`block` does."""
         kind = Kind.of(level)
         ref = row.blocks.get(kind)
-        checksum = ref.checksum if ref else ""
-        key = (manifest.tenant, manifest.video, manifest.recipe.digest, str(kind), row.index, checksum, where.factor)
 
         def make() -> Page:
             block = self.block(manifest, row, kind)
-            return self._assembler.page(block, where(block.coords))
+            return self._assembler.page(block, where(block.coords) if where else None)
 
-        page, hot = self._pages.get(key, make)
+        page, hot = self._pages[level].get(_key(manifest, row, level, where), make)
         moved = 0 if hot or ref is None else ref.size_bytes
         return Loaded(page=page, level=level, tier=Tier.DEVICE if hot else self._kv.route(kind).tier, moved_bytes=moved)
 
-    def coarse(self, manifest: Manifest, where: Placement) -> list[Loaded]:
-        """H of every sealed chunk. Raises KVMissing when one is gone: then the video must be indexed again."""
+    def coarse(self, manifest: Manifest, where: Placement | None) -> list[Loaded]:
+        """H of every sealed chunk. Raises KVMissing when one is gone: then the index must be repaired."""
         loaded = []
         for row in manifest.chunks:
             try:
@@ -84,20 +90,46 @@ class Reloader:
                 raise
             except KVError as error:
                 raise KVMissing(
-                    f"the coarse KVs of chunk {row.index} of video {manifest.video} are gone ({error}); index it again"
+                    f"the coarse KVs of chunk {row.index} of video {manifest.video} are gone ({error}); {REPAIR}"
                 ) from error
         return loaded
 
-    def fine(self, manifest: Manifest, row: ChunkRow, where: Placement, *, instead: Loaded) -> Loaded:
-        """L of a chunk, or ``instead`` (its H), flagged, when L is missing, damaged or out of reach."""
-        try:
-            return self.page(manifest, row, Level.L, where)
-        except KVError as error:
-            return Loaded(page=instead.page, level=Level.H, tier=instead.tier, moved_bytes=0, degraded=_reason(error))
+    def fine(
+        self,
+        manifest: Manifest,
+        rows: Sequence[ChunkRow],
+        where: Placement | None,
+        *,
+        instead: Mapping[int, Loaded],
+        strict: bool = False,
+    ) -> dict[int, Loaded]:
+        """L of some chunks by index, or what ``instead`` has of them (their H), flagged, when L is missing, damaged or
+        out of reach. A store that does not answer is not asked again for the same question.
+
+        Raises BlockMissing, BlockCorrupt or StoreUnavailable if ``strict``.
+        """
+        loaded: dict[int, Loaded] = {}
+        away = False
+        for row in rows:
+            coarse = instead[row.index]
+            try:
+                if away and not self._is_hot(manifest, row, where):
+                    raise StoreUnavailable("the store did not answer for an earlier chunk of this question")
+                loaded[row.index] = self.page(manifest, row, Level.L, where)
+            except KVError as error:
+                if strict:
+                    raise
+                away = away or isinstance(error, StoreUnavailable)
+                loaded[row.index] = replace(coarse, moved_bytes=0, degraded=_reason(error))
+        return loaded
+
+    def _is_hot(self, manifest: Manifest, row: ChunkRow, where: Placement | None) -> bool:
+        return _key(manifest, row, Level.L, where) in self._pages[Level.L]
 
     def forget(self, tenant: str, video: str) -> None:
         """Drops every page of a video."""
-        self._pages.drop(lambda key: key[:2] == (tenant, video))
+        for pages in self._pages.values():
+            pages.drop(lambda key: key[:2] == (tenant, video))
 
 
 def _reason(error: KVError) -> str:
@@ -106,6 +138,14 @@ def _reason(error: KVError) -> str:
     if isinstance(error, BlockCorrupt):
         return "corrupt"
     return "unavailable"
+
+
+def _key(manifest: Manifest, row: ChunkRow, level: Level, where: Placement | None) -> PageKey:
+    kind = Kind.of(level)
+    ref = row.blocks.get(kind)
+    checksum = ref.checksum if ref else ""
+    factor = where.factor if where else 0.0
+    return (manifest.tenant, manifest.video, manifest.recipe.digest, str(kind), row.index, checksum, factor)
 
 
 def _page_bytes(page: Page) -> int:

@@ -42,10 +42,10 @@ class Scoring:
         where: Placement,
         end: float,
     ) -> list[Tensor]:
-        """For each prompt, (chunks,) float32.
+        """For each prompt, (chunks,) float32. Raises KVError when what the scorer needs cannot be had.
 
         Args:
-            coarse: H of every chunk, resident, placed by ``where``; ``end`` is the position behind them.
+            coarse: H of every chunk, resident and placed; ``where`` places the bank, ``end`` is the position behind it.
             seeds: names of the questions, for scorers that draw lots.
         """
         alone = scorer.encoding is Encoding.ALONE
@@ -85,14 +85,14 @@ class Scoring:
     def _features(self, manifest: Manifest, row: ChunkRow, scorer: ChunkScorer) -> Features:
         """As stored; what was indexed before this calibration is made from the stored fine block instead."""
         if scorer.source is Source.COARSE:
-            return scorer.index(self._reloader.block(manifest, row, Kind.H).to(self._lm.device))
+            return scorer.index(self._reloader.block(manifest, row, Kind.H))
         assert scorer.kind is not None
         try:
             return self._reloader.features(manifest, row, scorer.kind)
         except (BlockMissing, BlockCorrupt):
             if scorer.kind == "x-embedding":
                 raise
-            return scorer.index(self._reloader.block(manifest, row, Kind.L).to(self._lm.device))
+            return scorer.index(self._reloader.block(manifest, row, Kind.L))
 
     def forget(self, tenant: str, video: str) -> None:
         self._banks.drop(lambda key: key[:2] == (tenant, video))

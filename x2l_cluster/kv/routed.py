@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
+from x2l_cluster.errors import StoreUnavailable
 from x2l_cluster.kv.blob import Buffer
 from x2l_cluster.kv.store import KVStore, SingleStore
 from x2l_cluster.types import BlockKey, Tier
@@ -39,8 +40,8 @@ class RoutedKV(SingleStore):
     def put(self, key: BlockKey, blob: Buffer) -> None:
         self.route(key.kind).put(key, blob)
 
-    def get(self, key: BlockKey) -> memoryview:
-        return self.route(key.kind).get(key)
+    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
+        return self.route(key.kind).get(key, into)
 
     def delete(self, keys: Iterable[BlockKey]) -> int:
         parts: dict[int, tuple[KVStore, list[BlockKey]]] = {}
@@ -50,7 +51,16 @@ class RoutedKV(SingleStore):
         return sum(store.delete(part) for store, part in parts.values())
 
     def delete_video(self, tenant: str, video: str) -> int:
-        return sum(store.delete_video(tenant, video) for store in self._all)
+        """Clears every store that answers, then raises for one that did not."""
+        freed, failure = 0, None
+        for store in self._all:
+            try:
+                freed += store.delete_video(tenant, video)
+            except StoreUnavailable as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        return freed
 
     def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
         for store in self._all:

@@ -36,6 +36,7 @@ class Page:
 class View:
     """What one request sees: shared pages, then its own tokens, which grow layer by layer.
 
+    A layer is laid out when it is first asked for, so a forward that stops early (scoring) costs no more than it uses.
     Not safe for use by two threads at once; pages are never written to.
     """
 
@@ -46,8 +47,7 @@ class View:
         self.own = 0
         """Own tokens every layer has seen: moved on by :meth:`advance`."""
         self._bias = self._join_bias()
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self._laid: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _join_bias(self) -> Tensor | None:
         if all(page.bias is None for page in self.pages):
@@ -61,20 +61,24 @@ class View:
     def entries(self) -> int:
         return self.shared + self.own
 
-    def _room(self, new: int) -> None:
+    def _room(self, layer: int, new: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, (kv_heads, room, head_dim) each, with room for ``new`` more."""
+        laid = self._laid.get(layer)
         need = self.entries + new
-        if self._keys is not None and self._keys.shape[2] >= need:
-            return
-        layers, heads, _, dim = self.pages[0].keys.shape
+        if laid is not None and laid[0].shape[1] >= need:
+            return laid
         room = need + max(64, self.own)
-        fresh = [page.new_empty((layers, heads, room, dim)) for page in (self.pages[0].keys, self.pages[0].values)]
-        if self._keys is None or self._values is None:
-            torch.cat([page.keys for page in self.pages], dim=2, out=fresh[0][:, :, : self.shared])
-            torch.cat([page.values for page in self.pages], dim=2, out=fresh[1][:, :, : self.shared])
+        first = self.pages[0]
+        heads, _, dim = first.keys.shape[1:]
+        keys, values = (x.new_empty((heads, room, dim)) for x in (first.keys, first.values))
+        if laid is None:
+            torch.cat([page.keys[layer] for page in self.pages], dim=1, out=keys[:, : self.shared])
+            torch.cat([page.values[layer] for page in self.pages], dim=1, out=values[:, : self.shared])
         else:
-            fresh[0][:, :, : self.entries] = self._keys[:, :, : self.entries]
-            fresh[1][:, :, : self.entries] = self._values[:, :, : self.entries]
-        self._keys, self._values = fresh
+            keys[:, : self.entries] = laid[0][:, : self.entries]
+            values[:, : self.entries] = laid[1][:, : self.entries]
+        self._laid[layer] = keys, values
+        return keys, values
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Puts new rotated keys and values (kv_heads, new, head_dim) of one layer behind what is there.
@@ -82,19 +86,18 @@ class View:
         Returns all of the layer's keys and values, (kv_heads, entries + new, head_dim).
         """
         new = keys.shape[1]
-        self._room(new)
-        assert self._keys is not None and self._values is not None
+        all_keys, all_values = self._room(layer, new)
         here = slice(self.entries, self.entries + new)
-        self._keys[layer, :, here] = keys
-        self._values[layer, :, here] = values
-        return self._keys[layer, :, : here.stop], self._values[layer, :, : here.stop]
+        all_keys[:, here] = keys
+        all_values[:, here] = values
+        return all_keys[:, : here.stop], all_values[:, : here.stop]
 
     def advance(self, new: int) -> None:
         """Every layer has taken ``new`` tokens."""
         self.own += new
 
-    def mask(self, new: int) -> Tensor | None:
-        """Additive mask (new, entries + new) float32: biases of the past, causal among the new. None: all zeros."""
+    def mask(self, new: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """Additive mask (new, entries + new): biases of the past, causal among the new. None: all zeros."""
         if new == 1 and self._bias is None:
             return None
         device = self.pages[0].keys.device
@@ -103,7 +106,7 @@ class View:
         if self._bias is not None:
             mask[:, : self.shared] = self._bias
         mask[:, past:] = torch.full((new, new), float("-inf"), device=device).triu(1)
-        return mask
+        return mask.to(dtype)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -112,18 +115,21 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, s
     Args:
         queries: (heads, new, head_dim), rotated.
         keys, values: (kv_heads, seen, head_dim), rotated.
-        mask: additive, (new, seen), or None.
+        mask: additive, (new, seen), of the queries' dtype, or None.
         scale: factor of the scores.
 
     Returns:
         (new, heads * head_dim).
     """
+    # The query heads that share a KV head become more rows of it: no head is ever copied, and every SDPA kernel can
+    # take it (those of a GPU that take a mask do not group heads themselves).
+    kv_heads, sharing = keys.shape[0], queries.shape[0] // keys.shape[0]
+    new, dim = queries.shape[1:]
     out = F.scaled_dot_product_attention(
-        queries[None],
+        queries.reshape(1, kv_heads, sharing * new, dim),
         keys[None],
         values[None],
-        attn_mask=None if mask is None else mask.to(queries.dtype)[None, None],
+        attn_mask=None if mask is None else mask.repeat(sharing, 1)[None, None],
         scale=scale,
-        enable_gqa=queries.shape[0] != keys.shape[0],
     )
-    return out[0].transpose(0, 1).flatten(1)
+    return out.view(kv_heads * sharing, new, dim).transpose(0, 1).flatten(1)

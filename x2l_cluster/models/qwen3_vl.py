@@ -51,6 +51,9 @@ class Qwen3VL:
         self._vision = model.model.visual
         self._tokenizer = tokenizer
         self._preferred = dict(preferred or {})
+        # Asked for at every step, and a walk over all modules in the stock model.
+        self._device: torch.device = torch.device(model.device)
+        self._dtype: torch.dtype = model.dtype
         rotary = self._text.rotary_emb
         self._inv_freq = rotary.inv_freq.float()
         self._rope_scale = float(rotary.attention_scaling)
@@ -58,9 +61,7 @@ class Qwen3VL:
         self._merge, self._patch = vision.spatial_merge_size, vision.patch_size
         self._start_id = model.config.vision_start_token_id
         self._end_id = model.config.vision_end_token_id
-        start, video, end = tokenizer.convert_ids_to_tokens(
-            [self._start_id, model.config.video_token_id, self._end_id]
-        )
+        start, video, end = tokenizer.convert_ids_to_tokens([self._start_id, model.config.video_token_id, self._end_id])
         # Published templates wrap the place of the video in markers, which the groups' own markers replace.
         self._places = (start + video + end, video)
         self._spec = ModelSpec(
@@ -85,19 +86,23 @@ class Qwen3VL:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self._model.device)
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._model.dtype
-        return dtype
+        return self._dtype
 
     @property
     def stop_ids(self) -> frozenset[int]:
         return self._stop_ids
 
     def recipe(self, **changes: Any) -> Recipe:
-        recipe = Recipe(**({"family": FAMILY, "weights": self._spec.weights} | self._preferred | changes))
+        own = {
+            "family": self._spec.family,
+            "weights": self._spec.weights,
+            "dtype": str(self._dtype).removeprefix("torch."),
+        }
+        recipe = Recipe.of(**(self._preferred | changes | own))
         if recipe.chunk_frames % self._spec.group_frames:
             raise InvalidRecipe(
                 f"chunk_frames is a multiple of {self._spec.group_frames} for this model, got {recipe.chunk_frames}"
@@ -147,6 +152,7 @@ class Qwen3VL:
     def text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    @torch.inference_mode()
     def embed_text(self, ids: Sequence[int], position: float) -> Tokens:
         coords = position + torch.arange(len(ids), device=self.device, dtype=torch.float32)
         return Tokens(
@@ -233,7 +239,7 @@ class Qwen3VL:
         sizes = [len(step.tokens) for step in steps]
         hidden = torch.cat([step.tokens.embeds for step in steps]).to(self.dtype)
         turn = self._turn(torch.cat([step.tokens.coords for step in steps]))
-        masks = [step.view.mask(size) for step, size in zip(steps, sizes, strict=True)]
+        masks = [step.view.mask(size, self.dtype) for step, size in zip(steps, sizes, strict=True)]
         deepstack, visual = _deepstack(steps, self.device)
         kept_keys: list[Tensor] = []
         kept_values: list[Tensor] = []
@@ -274,6 +280,7 @@ class Qwen3VL:
         logits: Tensor = self._model.lm_head(hidden)
         return logits.float()
 
+    @torch.inference_mode()
     def rotate(self, keys: Tensor, coords: Tensor) -> Tensor:
         return _rotated(keys, *self._turn(coords))
 

@@ -82,9 +82,10 @@ def _from_hub(name: str) -> Path:
 
 
 def weights_digest(path: Path) -> str:
-    """16 hex digits over configuration and weights of a checkpoint folder."""
+    """16 hex digits over what shapes KVs in a checkpoint folder: weights, configuration, tokenizer, chat template."""
     digest = xxhash.xxh3_64()
-    for file in [path / "config.json", *sorted(path.glob("*.safetensors"))]:
+    shaping = ("config.json", "*.safetensors", "*token*.json", "vocab.json", "merges.txt", "chat_template*")
+    for file in sorted({file for pattern in shaping for file in path.glob(pattern)}):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while piece := stream.read(1 << 24):

@@ -8,6 +8,7 @@ that is not listed counts as content.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 
 _FUNCTION_WORDS = frozenset(
@@ -34,7 +35,11 @@ def content_spans(question: str) -> list[tuple[int, int]]:
 
 
 def tokens_within(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Indexes of the tokens whose character range overlaps one of the spans."""
-    return tuple(
-        index for index, (a, b) in enumerate(offsets) if any(a < end and start < b for start, end in spans) and a < b
-    )
+    """Indexes of the tokens whose character range overlaps one of the spans, which come in order and apart."""
+    ends = [end for _, end in spans]
+    found = []
+    for index, (a, b) in enumerate(offsets):
+        at = bisect_right(ends, a)  # the first span that ends behind the token's beginning
+        if at < len(spans) and spans[at][0] < b and a < b:
+            found.append(index)
+    return tuple(found)
