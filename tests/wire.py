@@ -114,18 +114,28 @@ def make_certificate(folder: Path, name: str, *, alt: str) -> tuple[str, str]:
 def valkey_cluster(nodes: int = 3) -> Iterator[list[EmbeddedValkey]]:
     """A real cluster on loopback ports; the slots are dealt out evenly."""
     with ExitStack() as stack:
-        servers = [stack.enter_context(EmbeddedValkey(port=0, flags={"cluster-enabled": "yes"})) for _ in range(nodes)]
+        buses = [free_port() for _ in range(nodes)]  # by default 10000 above the other, which need not be a port
+        servers = [
+            stack.enter_context(EmbeddedValkey(port=0, flags={"cluster-enabled": "yes", "cluster-port": str(bus)}))
+            for bus in buses
+        ]
         clients = [stack.enter_context(redis.Redis.from_url(server.url)) for server in servers]
         for n, client in enumerate(clients):
             client.execute_command("CLUSTER ADDSLOTSRANGE", n * 16384 // nodes, (n + 1) * 16384 // nodes - 1)
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", n + 1)
             if n:
-                client.execute_command("CLUSTER MEET", "127.0.0.1", servers[0].url.rpartition(":")[2])
+                client.execute_command("CLUSTER MEET", "127.0.0.1", servers[0].url.rpartition(":")[2], buses[0])
         deadline = monotonic() + 30
         for client in clients:
             while not all(knows_all(client, nodes)):
                 assert monotonic() < deadline, "the cluster does not form"
         yield servers
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def knows_all(client: redis.Redis, nodes: int) -> tuple[bool, bool]:

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 
-from x2l_cluster.errors import BlockMissing, InvalidInput
+from tests.wire import valkey_cluster
+from x2l_cluster.errors import BlockCorrupt, BlockMissing, InvalidInput
 from x2l_cluster.kv.disk import DiskKV
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.remote import RemoteKV
@@ -19,7 +21,20 @@ from x2l_cluster.types import BlockKey, Kind, Tier
 
 KEY = BlockKey(tenant="ada", video="v1", recipe="r1", epoch=1, kind="l", chunk=0)
 
-KINDS = ["memory", "disk", "disk-unsynced", "remote", "routed"]
+KINDS = ["memory", "disk", "disk-unsynced", "remote", "cluster", "routed"]
+
+
+@pytest.fixture(scope="module")
+def cluster_url() -> Iterator[str]:
+    with valkey_cluster() as servers:
+        yield f"{servers[0].url}?cluster=true"
+
+
+@pytest.fixture
+def empty_cluster(cluster_url: str) -> str:
+    with redis.RedisCluster.from_url(cluster_url.partition("?")[0]) as client:
+        client.flushdb(target_nodes=redis.RedisCluster.PRIMARIES)
+    return cluster_url
 
 
 @pytest.fixture(params=KINDS)
@@ -32,6 +47,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KVStore]:
         "disk": lambda: DiskKV(tmp_path),
         "disk-unsynced": lambda: DiskKV(tmp_path, sync=False),
         "remote": remote,
+        "cluster": lambda: RemoteKV(request.getfixturevalue("empty_cluster")),
         "routed": lambda: RoutedKV({Kind.L: remote(), Kind.INDEX: MemoryKV()}, DiskKV(tmp_path)),
     }
     with makers[request.param]() as made:
@@ -64,6 +80,38 @@ def test_a_large_blob_comes_back(store: KVStore) -> None:
     store.put(KEY, large)
     assert store.get(KEY) == large
     assert store.held_bytes() == len(large)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 3 << 20])
+def test_a_blob_goes_into_the_memory_it_is_given(store: KVStore, size: int) -> None:
+    store.put(KEY, blob(size))
+    mine = bytearray(size + 10)
+    got = store.get(KEY, memoryview(mine))
+    assert got == blob(size)
+    assert (got.readonly, got.obj) == (True, mine)
+    assert mine == blob(size) + bytes(10)
+    exact = memoryview(bytearray(size))
+    assert store.get(KEY, into=exact) == exact == blob(size)
+    with pytest.raises(BlockMissing):
+        store.get(replace(KEY, chunk=1), memoryview(mine))
+
+
+def test_a_blob_larger_than_the_memory_it_is_given_is_another_one(store: KVStore) -> None:
+    store.put(KEY, blob(3 << 20))
+    for size in (0, 100, (3 << 20) - 1):
+        with pytest.raises(BlockCorrupt, match="ada/v1.* has 3145728 bytes, but only"):
+            store.get(KEY, memoryview(bytearray(size)))
+    assert store.get(KEY) == blob(3 << 20)
+
+
+def test_what_is_held_on_to_stays_as_it_is(store: KVStore) -> None:
+    keys = [replace(KEY, chunk=chunk) for chunk in range(12)]
+    for key in keys:
+        store.put(key, blob(200_000, fill=key.chunk))
+    held = [store.get(key)[1000:2000] for key in keys]
+    for key in keys:
+        store.get(key)
+    assert held == [blob(1000, fill=key.chunk) for key in keys]
 
 
 def test_what_is_not_there_is_missing(store: KVStore) -> None:

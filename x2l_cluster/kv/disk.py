@@ -12,12 +12,13 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from x2l_cluster.errors import BlockMissing, InvalidInput, StoreUnavailable
 from x2l_cluster.kv.blob import Buffer
 from x2l_cluster.kv.files import Scratch, errors_as_store, sync_folders, write_new
-from x2l_cluster.kv.store import SingleStore, missing_message
+from x2l_cluster.kv.store import SingleStore, missing_message, room_for
 from x2l_cluster.types import BlockKey, Tier, check_name
 
 _ATTEMPTS = 1000
@@ -55,11 +56,13 @@ class DiskKV(SingleStore):
                 with suppress(FileNotFoundError):  # the video was deleted in this very moment
                     sync_folders(path.parent, self._root)
 
-    def get(self, key: BlockKey) -> memoryview:
+    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
         with errors_as_store(self._root):
             try:
                 with open(self._path(key), "rb", buffering=0) as file:
                     size = os.fstat(file.fileno()).st_size
+                    if into is not None:
+                        return _read(file, room_for(key, size, into))
                     if size < _MAPPED:
                         return memoryview(file.readall())
                     return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
@@ -133,6 +136,14 @@ class DiskKV(SingleStore):
             while folder != self._root:
                 folder.rmdir()
                 folder = folder.parent
+
+
+def _read(file: FileIO, room: memoryview) -> memoryview:
+    """Fills ``room`` with what the file begins with; files are never shortened, so there is enough."""
+    rest = room
+    while rest and (got := file.readinto(rest)):
+        rest = rest[got:]
+    return room[: len(room) - len(rest)].toreadonly()
 
 
 def _bytes_under(folder: Path) -> int:

@@ -7,7 +7,7 @@ from threading import Lock
 
 from x2l_cluster.errors import BlockMissing, StoreFull
 from x2l_cluster.kv.blob import Buffer
-from x2l_cluster.kv.store import SingleStore, missing_message
+from x2l_cluster.kv.store import SingleStore, missing_message, room_for
 from x2l_cluster.types import BlockKey, Tier, check_name
 
 
@@ -37,12 +37,16 @@ class MemoryKV(SingleStore):
             video[key] = kept
             self._held = held
 
-    def get(self, key: BlockKey) -> memoryview:
+    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
         with self._lock:
             blob = self._videos.get((key.tenant, key.video), {}).get(key)
         if blob is None:
             raise BlockMissing(missing_message(key, "memory"))
-        return memoryview(blob)
+        if into is None:
+            return memoryview(blob)
+        room = room_for(key, len(blob), into)
+        room[:] = blob
+        return room.toreadonly()
 
     def delete(self, keys: Iterable[BlockKey]) -> int:
         freed = 0

@@ -1,11 +1,14 @@
-"""Blobs in a Redis (7 or later) or Valkey server, by plain redis-py.
+"""Blobs in a Redis (7 or later) or Valkey server, or a cluster of them.
 
 A block is one string; beside it every video has one hash of its blocks and their sizes, so deleting a video scans
-nothing. A blob and its entry in the hash are written in one transaction. All keys of a video carry the same hash tag,
-which keeps transactions and scripts legal on a cluster::
+nothing. A blob and its entry in the hash are written in one transaction, in one sending: a writer that dies on the way,
+or a deletion that comes in between, leaves both or neither. All keys of a video carry the same hash tag, which keeps
+transactions and scripts legal on a cluster::
 
     x2l:kv:{tenant/video}                      hash   recipe/epoch/kind/chunk/stripe → bytes
     x2l:kv:{tenant/video}/recipe/…/stripe      string blob
+
+Blobs travel over :class:`~x2l_cluster.kv.wire.WireClient`; everything small goes by redis-py.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from x2l_cluster.errors import BlockMissing
+from x2l_cluster.errors import BlockMissing, InvalidInput
 from x2l_cluster.kv.blob import Buffer
 from x2l_cluster.kv.connect import connect, errors_as_store, shown
 from x2l_cluster.kv.store import SingleStore, missing_message
-from x2l_cluster.types import BlockKey, Tier, check_name
+from x2l_cluster.kv.wire import Priority, WireClient
+from x2l_cluster.kv.wire.resp import MAX_VALUE_BYTES
+from x2l_cluster.types import BlockKey, Kind, Tier, check_name
 
 _DELETE = """
 -- KEYS: the hash of the video, then blobs; ARGV: the field of each blob. Returns the bytes freed.
@@ -37,31 +42,55 @@ class RemoteKV(SingleStore):
     """A server's memory.
 
     Args:
-        url: ``redis://``, ``valkey://``, their TLS forms, or ``unix:///path``.
+        url: ``redis://``, ``valkey://``, their TLS forms, or ``unix:///path``; with ``?cluster=true`` any server of a
+            cluster.
         durable: whether the operator runs the server with persistence that survives its restart.
-        timeout_s: how long one command may take, connecting included.
+        timeout_s: how long a small command may take, connecting included, and a blob on top of ``per_mib_s``.
+        per_mib_s: what each MiB of a blob adds to that.
+        connections, cap_bytes: blobs in flight at once, in number and in bytes.
     """
 
     tier = Tier.REMOTE
 
-    def __init__(self, url: str, *, durable: bool = False, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        durable: bool = False,
+        timeout_s: float = 5.0,
+        per_mib_s: float = 0.1,
+        connections: int = 4,
+        cap_bytes: int = 64 << 20,
+    ) -> None:
         self.durable = durable
         self._where = shown(url)
+        self.wire = WireClient(url, connections=connections, cap_bytes=cap_bytes, base_s=timeout_s, per_mib_s=per_mib_s)
+        """Where blobs travel; ask it for its counts and the state of its breakers."""
         self._client: Any = connect(url, timeout_s=timeout_s)
         self._delete: Any = self._client.register_script(_DELETE)
 
     def put(self, key: BlockKey, blob: Buffer) -> None:
-        with errors_as_store(self._where), self._client.pipeline(transaction=True) as batch:
-            batch.set(_blob(key), memoryview(blob))
-            batch.hset(_video(key.tenant, key.video), _field(key), len(blob))
-            batch.execute()
+        name, size = _blob(key), memoryview(blob).nbytes
+        if size > MAX_VALUE_BYTES:
+            raise InvalidInput(f"block {key} has {size} bytes, a server takes {MAX_VALUE_BYTES}: use smaller chunks")
+        self.wire.write(name, ("SET", name, blob), ("HSET", _video(key.tenant, key.video), _field(key), size))
 
-    def get(self, key: BlockKey) -> memoryview:
-        with errors_as_store(self._where):
-            blob = self._client.get(_blob(key))
+    def get(
+        self,
+        key: BlockKey,
+        into: memoryview | None = None,
+        *,
+        size: int | None = None,
+        priority: Priority | None = None,
+        base_s: float | None = None,
+    ) -> memoryview:
+        """As every store; and for those who know more: the size to expect, how urgent it is, and until when."""
+        if priority is None:
+            priority = Priority.FINE if key.kind == Kind.L else Priority.COARSE
+        blob = self.wire.get(_blob(key), into=into, size=size, priority=priority, base_s=base_s)
         if blob is None:
             raise BlockMissing(missing_message(key, self._where))
-        return memoryview(blob)
+        return blob.toreadonly()
 
     def delete(self, keys: Iterable[BlockKey]) -> int:
         videos: dict[str, list[str]] = defaultdict(list)
@@ -96,6 +125,7 @@ class RemoteKV(SingleStore):
             return sum(int(size) for video in videos for size in self._client.hvals(video))
 
     def close(self) -> None:
+        self.wire.close()
         self._client.close()
 
     def _fields(self, place: str) -> list[str]:

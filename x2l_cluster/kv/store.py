@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, Self
 
+from x2l_cluster.errors import BlockCorrupt
 from x2l_cluster.kv.blob import Buffer
 from x2l_cluster.types import BlockKey, Tier
 
@@ -39,8 +40,17 @@ class KVStore(Protocol):
         """Keeps ``blob`` under ``key``. Raises StoreFull when there is no room; nothing of the blob is left then."""
         ...
 
-    def get(self, key: BlockKey) -> memoryview:
-        """The blob, read-only, valid for as long as it is held on to. Raises BlockMissing."""
+    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
+        """The blob, read-only.
+
+        Args:
+            into: writable memory for it, at least as large. The blob is then the front of that, and lasts as long as
+                the caller leaves it alone; without, it lasts as long as it is held on to.
+
+        Raises:
+            BlockMissing: it is not there.
+            BlockCorrupt: it is larger than ``into``, so it is not the block the caller knows of.
+        """
         ...
 
     def delete(self, keys: Iterable[BlockKey]) -> int:
@@ -82,6 +92,16 @@ class SingleStore:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def room_for(key: BlockKey, nbytes: int, into: memoryview) -> memoryview:
+    """The front of ``into``, writable, for a blob of so many bytes. Raises BlockCorrupt when it does not fit."""
+    room = into.cast("B")
+    if nbytes > len(room):
+        raise BlockCorrupt(
+            f"block {key} has {nbytes} bytes, but only {len(room)} were expected: answer coarse, or index again"
+        )
+    return room[:nbytes]
 
 
 def missing_message(key: BlockKey, where: str) -> str:

@@ -59,16 +59,19 @@ def parse(url: str) -> tuple[Address, Access]:
         else:
             address = Address(host=parts.hostname or "localhost", port=parts.port or _PORT)
     except (ValueError, OSError) as error:  # a broken number, or a certificate that cannot be read
-        raise InvalidInput(f"the store URL {parts_shown(url)} cannot be used: {error}") from error
+        raise InvalidInput(f"the store URL {shown(url)} cannot be used: {error}") from error
     if is_unix and not address.path:
-        raise InvalidInput(f"the store URL {parts_shown(url)} names no socket: unix:///run/valkey.sock")
+        raise InvalidInput(f"the store URL {shown(url)} names no socket: unix:///run/valkey.sock")
     return address, access
 
 
-def parts_shown(url: str) -> str:
+def shown(url: str) -> str:
     """The URL without credentials and options, for messages."""
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+    place = rest.partition("?")[0]
+    if "@" in rest and "@" not in place:  # a password with a question mark, perhaps
+        return f"{scheme}://…"
+    return f"{scheme}://{place.rpartition('@')[2]}"
 
 
 def _tls(query: dict[str, str]) -> ssl.SSLContext:
