@@ -29,11 +29,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     # Scripts, questions and grading are light; the renderer brings in the drawing code only when asked for.
     if name == "render":
-        from x2l_cluster.needles.render import render
+        from x2l_cluster.needles.drawing import render
 
         return render
     if name == "write_mp4":
-        from x2l_cluster.needles.mp4 import write_mp4
+        from x2l_cluster.needles.files import write_mp4
 
         return write_mp4
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

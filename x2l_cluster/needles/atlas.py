@@ -67,7 +67,8 @@ def distance_field(mask: np.ndarray) -> np.ndarray:
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1).view(-1, 2)
     far = torch.cdist(grid, points).min(1).values / side
     sign = torch.where(inside[grid[:, 0].long(), grid[:, 1].long()], 1.0, -1.0)
-    return ((far * sign).clamp(-REACH, REACH) / REACH * 127).round().to(torch.int8).view(CELL, CELL).numpy()
+    field = ((far * sign).clamp(-REACH, REACH) / REACH * 127).round().to(torch.int8).view(CELL, CELL)
+    return np.asarray(field.numpy())
 
 
 def _letter(font_name: str, letter: str, side: int = 480) -> np.ndarray:
@@ -90,7 +91,7 @@ def _letter(font_name: str, letter: str, side: int = 480) -> np.ndarray:
     return np.asarray(cell) > 127
 
 
-def _shape(name: str, side: int = 480) -> np.ndarray:
+def _shape(name: str, side: int = 480) -> np.ndarray:  # noqa: PLR0911 - one formula a shape
     axis = (np.arange(side) + 0.5) / side - 0.5
     x, y = np.meshgrid(axis, axis)
     r, angle = np.hypot(x, y), np.arctan2(x, -y)

@@ -46,7 +46,7 @@ def _normal(rng: random.Random, *shape: int) -> torch.Tensor:
     return torch.from_numpy(numbers)
 
 
-def _field(family: str, rng: random.Random) -> torch.Tensor:
+def _field(family: str, rng: random.Random) -> torch.Tensor:  # noqa: PLR0911 - one formula a family
     """One channel ``(128, 128)`` in 0..1."""
     axis = (torch.arange(TEXTURE) + 0.5) / TEXTURE
     y, x = torch.meshgrid(axis, axis, indexing="ij")

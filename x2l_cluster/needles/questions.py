@@ -103,8 +103,10 @@ def make_questions(
     fix the answers that are times. ``clock_s`` is added to every time that is asked or answered.
     """
     times = list(frame_times_s) if frame_times_s is not None else [float(t) for t in range(int(script.duration_s))]
-    maker = _Maker(script, random.Random(f"questions/{script.split}/{script.seed}/{seed}"), times, group_frames, clock_s)
-    wanted = {k: per_kind for k in KINDS} if isinstance(per_kind, int) else per_kind
+    maker = _Maker(
+        script, random.Random(f"questions/{script.split}/{script.seed}/{seed}"), times, group_frames, clock_s
+    )
+    wanted = dict.fromkeys(KINDS, per_kind) if isinstance(per_kind, int) else per_kind
     return [q for kind, n in wanted.items() for q in maker.make(kind, n)]
 
 
@@ -262,7 +264,7 @@ def _seconds(words: list[str]) -> float | None:
             values = [float(p) for p in parts]
         except ValueError:
             continue
-        return sum(v * 60**i for i, v in enumerate(reversed(values)))
+        return float(sum(v * 60**i for i, v in enumerate(reversed(values))))
     return None
 
 

@@ -106,8 +106,10 @@ def make_script(
     scenes: list[Scene] = []
     start, last = 0.0, None
     while start < total - 1e-6:
-        length = rng.uniform(min_scene_s, max_scene_s) if rng.random() < 0.5 else min_scene_s * (
-            (max_scene_s / min_scene_s) ** rng.random()
+        length = (
+            rng.uniform(min_scene_s, max_scene_s)
+            if rng.random() < 0.5
+            else min_scene_s * ((max_scene_s / min_scene_s) ** rng.random())
         )
         end = total if total - start - length < min_scene_s else start + length
         marker = _pick_marker(rng, used, last, reuse, bare)

@@ -9,19 +9,24 @@ import torch
 import torch.nn.functional as F
 
 
-def _per_video(gen: torch.Generator, videos: int, low: float, high: float, share: float, neutral: float) -> torch.Tensor:
+def _per_video(
+    gen: torch.Generator, videos: int, low: float, high: float, share: float, neutral: float
+) -> torch.Tensor:
     """One value a video: uniform in [low, high) for ``share`` of them, else ``neutral``."""
     value = torch.rand(videos, generator=gen, device=gen.device) * (high - low) + low
     keep = torch.rand(videos, generator=gen, device=gen.device) < share
     return torch.where(keep, value, torch.full_like(value, neutral))
 
 
-def _rows(size: int, change: Callable[[torch.Tensor], torch.Tensor], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def _rows(
+    size: int, change: Callable[[torch.Tensor], torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     """The matrix of a linear, separable change of image rows. ``change`` maps ``(1, n, size)`` to itself.
 
     As matrices, resizing and blurring cost two small products instead of several passes over all pixels.
     """
-    return change(torch.eye(size)[None])[0].T.to(device, dtype)
+    matrix: torch.Tensor = change(torch.eye(size)[None])[0].T.to(device, dtype)
+    return matrix
 
 
 def dct(size: int, block: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -29,7 +34,8 @@ def dct(size: int, block: int, device: torch.device, dtype: torch.dtype) -> torc
     k = torch.arange(block, dtype=torch.float32)
     rows = torch.cos(math.pi / block * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / block)
     rows[0] /= math.sqrt(2)
-    return torch.block_diag(*[rows] * (size // block)).to(device, dtype)
+    matrix: torch.Tensor = torch.block_diag(*[rows] * (size // block))
+    return matrix.to(device, dtype)
 
 
 def quantise(frames: torch.Tensor, step: torch.Tensor, block: int) -> torch.Tensor:
@@ -41,7 +47,7 @@ def quantise(frames: torch.Tensor, step: torch.Tensor, block: int) -> torch.Tens
     steps = (step.float().view(-1, 1, 1, 1) * weight).to(frames.dtype)
     spectrum = matrix @ frames @ matrix.T
     spectrum = (spectrum / steps).round_().mul_(steps)
-    return matrix.T @ spectrum @ matrix
+    return torch.matmul(matrix.T, spectrum) @ matrix
 
 
 def _resize(x: torch.Tensor, size: int) -> torch.Tensor:
@@ -66,7 +72,9 @@ def augment(frames: torch.Tensor, videos: int, seed: int) -> torch.Tensor:
     if roll[0] < 0.5:
         frames = (frames + 1e-3) ** spread(0.75, 1.35, 0.7, 1.0)
     if roll[1] < 0.6:  # chroma at half resolution, as 4:2:0 video has it
-        luma = (frames * torch.tensor([0.299, 0.587, 0.114], device=frames.device, dtype=dtype).view(1, 3, 1, 1)).sum(1, True)
+        luma = (frames * torch.tensor([0.299, 0.587, 0.114], device=frames.device, dtype=dtype).view(1, 3, 1, 1)).sum(
+            1, True
+        )
         half = _rows(size, lambda x: F.interpolate(F.avg_pool1d(x, 2), size=size, mode="linear"), frames.device, dtype)
         frames = luma + (half @ (frames - luma) @ half.T) * spread(0.8, 1.15, 0.5, 1.0)
     if roll[2] < 0.25:

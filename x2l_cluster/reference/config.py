@@ -50,11 +50,10 @@ def write_processor(folder: Path, tokenizer: Any) -> None:
     frame = FRAME * FRAME
     image = {"image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor",
              "size": {"shortest_edge": frame, "longest_edge": frame}, **common}  # fmt: skip
-    # The stock budget counts the pixels of a whole video: this one leaves any length at 128 x 128 a frame if the
-    # caller gives size or do_resize=False, and keeps 12 chunks of 16 frames at full size by itself.
+    # 16 tokens a frame, whatever the length: square videos become 128 x 128, the only size that was trained.
     video = {"video_processor_type": "Qwen3VLVideoProcessor", "processor_class": "Qwen3VLProcessor",
-             "size": {"shortest_edge": 32 * 32 * 2, "longest_edge": frame * 192}, "fps": 1.0, "min_frames": 2,
-             "max_frames": 768, **common}  # fmt: skip
+             "size": {"shortest_edge": 64 * 64, "longest_edge": frame * 768}, "fps": 1.0, "min_frames": 2,
+             "max_frames": 768, "cap_pixels_per_frame": True, "max_video_tokens": 16, **common}  # fmt: skip
     stop = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     generation = {"do_sample": False, "eos_token_id": stop, "pad_token_id": tokenizer.pad_token_id}
     files = {"preprocessor_config.json": image, "video_preprocessor_config.json": video,

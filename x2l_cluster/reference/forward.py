@@ -93,7 +93,9 @@ def vision(w: Weights, shape: Shape, patches: torch.Tensor, side: int) -> tuple[
     kernel = w[v + "patch_embed.proj.weight"]
     x = F.linear(patches, kernel.flatten(1), w[v + "patch_embed.proj.bias"]) + table[order]
     head = x.shape[-1] // shape.vision_heads
-    inverse = 1.0 / shape.vision_theta ** (torch.arange(0, head // 2, 2, device=x.device, dtype=torch.float32) / (head // 2))
+    inverse = 1.0 / shape.vision_theta ** (
+        torch.arange(0, head // 2, 2, device=x.device, dtype=torch.float32) / (head // 2)
+    )
     angles = torch.cat([(order // side)[:, None] * inverse, (order % side)[:, None] * inverse], -1)
     angles = torch.cat([angles, angles], -1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -145,7 +147,9 @@ def _mlp(x: torch.Tensor, norm: torch.Tensor, gate: torch.Tensor, up: torch.Tens
     return x + F.linear(F.silu(F.linear(y, gate)) * F.linear(y, up), down)
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool = False) -> torch.Tensor:
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool = False
+) -> torch.Tensor:
     """Grouped-query attention over ``(batch, n, heads, head_dim)``; returns ``(batch, n, heads*head_dim)``."""
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=causal, enable_gqa=True
@@ -163,7 +167,7 @@ def _pad8(mask: torch.Tensor, keys: int) -> tuple[torch.Tensor, int]:
     return (F.pad(mask, (0, extra)) if extra else mask), extra
 
 
-def text(
+def text(  # noqa: PLR0915 - the layer loop reads best in one piece
     w: Weights,
     shape: Shape,
     layout: Layout,
@@ -229,12 +233,15 @@ def text(
         parts = []
         if causal:
             seq = _attend(q[:, packed], k[:, packed], v[:, packed], None, causal=True)
-            parts.append(torch.zeros(b, n_video, seq.shape[-1], dtype=seq.dtype, device=x.device).index_copy(1, packed, seq))
+            parts.append(
+                torch.zeros(b, n_video, seq.shape[-1], dtype=seq.dtype, device=x.device).index_copy(1, packed, seq)
+            )
         else:
             parts.append(_attend(q[:, :p], k[:, :p], v[:, :p], None, causal=True))
             past = [torch.cat([t[:, :p], pool, t[:, stamps]], 1) for t, pool in ((k, pools[1][0]), (v, pools[1][1]))]
-            keys = [torch.cat([t[:, None].expand(b, c, *t.shape[1:]), own[:, p:n_video].reshape(b, c, s, *own.shape[2:])], 2)
-                    .flatten(0, 1) for t, own in zip(past, (k, v), strict=True)]  # fmt: skip
+            recent = [t[:, p:n_video].reshape(b, c, s, *t.shape[2:]) for t in (k, v)]
+            keys = [torch.cat([t[:, None].expand(b, c, *t.shape[1:]), own], 2).flatten(0, 1)
+                    for t, own in zip(past, recent, strict=True)]  # fmt: skip
             if own_pad:
                 keys = [F.pad(t, (0, 0, 0, 0, 0, own_pad)) for t in keys]
             own_q = q[:, p:n_video].reshape(b * c, s, *q.shape[2:])

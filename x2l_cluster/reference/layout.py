@@ -8,7 +8,7 @@ batch dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -52,8 +52,8 @@ class Layout:
     coords_uniform: torch.Tensor
 
     def to(self, device: str | torch.device) -> Layout:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Layout(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+        tensors = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 def timestamp_text(time_s: float) -> str:
@@ -159,10 +159,14 @@ def question_visibility(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     fine_n, uniform_n = layout.coords_fine.shape[1], layout.coords_uniform.shape[1]
 
     def row(tokens: torch.Tensor, opened: int) -> torch.Tensor:
-        flags = [torch.full((n,), k == opened, device=device) for k, n in ((FINE, fine_n), (COARSE, g), (UNIFORM, uniform_n))]
+        flags = [
+            torch.full((n,), k == opened, device=device) for k, n in ((FINE, fine_n), (COARSE, g), (UNIFORM, uniform_n))
+        ]
         return torch.cat([tokens, *flags])
 
-    table = torch.stack([row(layout.valid, RAW), row(anchor, FINE), row(first_stamp, COARSE), row(first_stamp, UNIFORM)])
+    table = torch.stack(
+        [row(layout.valid, RAW), row(anchor, FINE), row(first_stamp, COARSE), row(first_stamp, UNIFORM)]
+    )
     chunk = torch.cat([
         torch.zeros(p, dtype=torch.long, device=device),
         torch.arange(layout.chunks, device=device).repeat_interleave(layout.slots),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from x2l_cluster.needles.atlas import load_atlas
 from x2l_cluster.needles.backgrounds import TRAIN_TEXTURES, texture
-from x2l_cluster.needles.render import draw
+from x2l_cluster.needles.drawing import draw
 from x2l_cluster.needles.script import COLORS, LETTERS, SHAPES
 from x2l_cluster.reference.augment import augment
 from x2l_cluster.reference.data import Batch
@@ -66,7 +66,9 @@ def pixels(batch: Batch, bank: torch.Tensor, device: torch.device, *, augmented:
     return frames.view(plan.videos, plan.groups, 2, 3, 128, 128)
 
 
-def see(w: dict[str, torch.Tensor], shape: Shape, frames: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def see(
+    w: dict[str, torch.Tensor], shape: Shape, frames: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The vision tower over ``frames (B, G, 2, 3, H, W)``; tokens and features with their batch and group back."""
     b, g = frames.shape[:2]
     side = frames.shape[-1] // shape.patch
@@ -118,7 +120,8 @@ class Losses:
             "letters": _letters(F.linear(tokens, w["aux.letters"]), letters),
             "tap_letters": _letters(F.linear(tapped, w["aux.tap_letters"]), letters),
             "marker": _pick(first[..., :c], everywhere[..., 0]) + _pick(first[..., c : c + s], everywhere[..., 1]),
-            "tap_marker": _pick(second[..., :c], everywhere[..., 0]) + _pick(second[..., c : c + s], everywhere[..., 1]),
+            "tap_marker": _pick(second[..., :c], everywhere[..., 0])
+            + _pick(second[..., c : c + s], everywhere[..., 1]),
             "begins": _pick(second[..., c + s : c + s + 2], begins[:, :, None].expand(-1, -1, 16)),
             "digits": _pick(second[..., c + s + 2 :].unflatten(-1, (3, 10)), digits),
         }  # fmt: skip
@@ -140,12 +143,18 @@ def _letters(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Most cells hold no letter: they count little."""
     weight = torch.full((LETTER_CLASSES,), 1.0, device=logits.device)
     weight[0] = 0.03
-    return F.cross_entropy(logits.unflatten(-1, (4, LETTER_CLASSES)).flatten(0, -2).float(), target.flatten(), weight=weight)
+    return F.cross_entropy(
+        logits.unflatten(-1, (4, LETTER_CLASSES)).flatten(0, -2).float(), target.flatten(), weight=weight
+    )
 
 
 def save_weights(weights: dict[str, torch.Tensor], file: Path) -> None:
     """The model's weights in bf16, under the names that transformers expects."""
     from safetensors.torch import save_file
 
-    kept = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in weights.items() if not is_aux(name)}
+    kept = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in weights.items()
+        if not is_aux(name)
+    }
     save_file(kept, str(file), metadata={"format": "pt"})

@@ -49,7 +49,15 @@ def corpus() -> list[str]:
     for a, b in itertools.product(ALL_MARKERS, ALL_MARKERS[:8]):
         names = {"m": a.name, "a": a.name, "b": b.name, "am": f"a {a.name}", "t": "42 min 10 s"}
         lines += [t.format(**names) for t in (*RETRIEVAL, *TIME_AT, *TIME_WHEN, *ORDER, *EXISTENCE, *COUNT)]
-        lines += [f"a {a.name}", f"the {a.name}", "yes", "no", "<42.5 seconds>", "42.5 seconds", "42 seconds (42.0 seconds)"]
+        lines += [
+            f"a {a.name}",
+            f"the {a.name}",
+            "yes",
+            "no",
+            "<42.5 seconds>",
+            "42.5 seconds",
+            "42 seconds (42.0 seconds)",
+        ]
     return lines
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from x2l_cluster import reference
 from x2l_cluster.reference.data import Codec, Steps, load_clips
 from x2l_cluster.reference.evaluate import evaluate, table
 from x2l_cluster.reference.forward import Shape
-from x2l_cluster.reference.model import Losses, backgrounds, initial_weights, is_aux, pixels, save_weights
+from x2l_cluster.reference.model import Losses, backgrounds, initial_weights, pixels, save_weights
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:
@@ -29,6 +30,12 @@ def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:
         return peak * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     return peak * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def say(line: str) -> None:
+    """Progress for whoever watches; the record is ``log.jsonl``."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 class Run:
@@ -93,16 +100,30 @@ class Run:
         for groups, videos, rounds in sizes:
             result = evaluate(w, self.losses, self.codec, self.eval_bank, self.device, groups=groups, videos=videos,
                               seed=10**6, dtype=self.dtype, rounds=rounds)  # fmt: skip
-            print(table(result, f"{self.step} G={groups}"), flush=True)
+            say(table(result, f"{self.step} G={groups}"))
             self.log(eval_groups=groups, result=result)
+
+    def report(
+        self, sums: dict[str, torch.Tensor], steps: int, groups: int, rate: float, waited: float, took: float
+    ) -> None:
+        """One log line: mean losses and the share of questions answered right, by kind, since the last line."""
+        right, asked = sums.pop("right").tolist(), sums.pop("total").tolist()
+        record: dict[str, Any] = {k: round(v.item() / steps, 4) for k, v in sums.items()}
+        record["acc"] = [round(r / max(1, a), 3) for r, a in zip(right, asked, strict=True)]
+        record |= {"lr": rate, "steps_s": round(steps / took, 2), "wait": round(waited / took, 2)}
+        self.log(groups=groups, **record)
+        say(f"{self.step} {self.seconds:.0f}s {record}")
 
     def train(self) -> None:
         args = self.args
         total = args.steps
         loader = torch.utils.data.DataLoader(
-            Steps(reference.path(), args.schedule or total, args.groups_per_step, self.clips, tuple(args.focus)), batch_size=None,
-            sampler=range(self.step, total), num_workers=args.workers, prefetch_factor=4 if args.workers else None,
-        )  # fmt: skip
+            Steps(reference.path(), args.schedule or total, args.groups_per_step, self.clips),
+            batch_size=None,
+            sampler=range(self.step, total),
+            num_workers=args.workers,
+            prefetch_factor=4 if args.workers else None,
+        )
         begun = time.monotonic() - self.seconds
         sums: dict[str, torch.Tensor] = {}
         since, waited, mark = 0, 0.0, time.monotonic()
@@ -130,31 +151,29 @@ class Run:
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
             if since >= args.log_every:
                 self.seconds = time.monotonic() - begun
-                totals = {k: v.tolist() for k, v in sums.items()}
-                right, asked = totals.pop("right"), totals.pop("total")
-                record = {k: round(v / since, 4) for k, v in totals.items()}
-                record |= {"acc": [round(r / max(1, a), 3) for r, a in zip(right, asked, strict=True)], "lr": rate,
-                           "steps_s": round(since / (time.monotonic() - mark), 2), "wait": round(waited / (time.monotonic() - mark), 2)}  # fmt: skip
-                self.log(groups=batch.plan.groups, **record)
-                print(self.step, round(self.seconds), record, flush=True)
+                self.report(sums, since, batch.plan.groups, rate, waited, time.monotonic() - mark)
                 sums, since, waited, mark = {}, 0, 0.0, time.monotonic()
             if time.monotonic() - saved > args.save_s:
                 self.save()
                 saved = time.monotonic()
             if time.monotonic() - evaluated > args.eval_s:
-                self.evaluate([(96, args.eval_videos, 1)] + ([(288, max(1, args.eval_videos // 3), 1)] if done > 0.4 else []))
+                self.evaluate(
+                    [(96, args.eval_videos, 1)] + ([(288, max(1, args.eval_videos // 3), 1)] if done > 0.4 else [])
+                )
                 evaluated = time.monotonic()
             if args.limit_s and time.monotonic() - begun > args.limit_s:
                 break
             before = time.monotonic()
         self.seconds = time.monotonic() - begun
         self.save()
-        self.evaluate([(96, args.eval_videos, args.final_rounds), (288, max(1, args.eval_videos // 3), args.final_rounds)])
-        print("finished", self.step, round(self.seconds), flush=True)
+        self.evaluate(
+            [(96, args.eval_videos, args.final_rounds), (288, max(1, args.eval_videos // 3), args.final_rounds)]
+        )
+        say(f"finished at step {self.step} after {self.seconds:.0f} s")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="x2l_cluster.reference.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="x2l_cluster.reference.train", description="Train the reference model.")
     parser.add_argument("--out", required=True, help="folder of the run; resumes if it holds a state")
     parser.add_argument("--footage", help="folder of *.npz footage for backgrounds")
     parser.add_argument("--init", help="safetensors to start from, instead of random weights")
@@ -162,7 +181,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--schedule", type=int, default=0, help="steps the curriculum counts to (default: --steps)")
     parser.add_argument("--start", type=int, default=0, help="first step (with --init: where its training stood)")
     parser.add_argument("--groups-per-step", type=int, default=3072)
-    parser.add_argument("--focus", type=int, nargs=2, default=[0, 0], help="steps [a, b) on short videos and codes")
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))

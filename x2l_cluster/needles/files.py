@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from x2l_cluster.needles.backgrounds import Footage, load_footage
-from x2l_cluster.needles.render import render
+from x2l_cluster.needles.drawing import render
 from x2l_cluster.needles.script import Script
 
 _BATCH = 64
