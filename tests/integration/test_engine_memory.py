@@ -13,6 +13,12 @@ INDEX = """
 import json, sys
 import psutil
 from tests.engines import engine
+from tests.tiny import qwen3_vl
+
+# 12 KB an entry, so that whatever is kept of every chunk shows
+WIDE = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+kept = []
 
 me = psutil.Process()
 peak = 0
@@ -22,14 +28,15 @@ def look(event):
     pss = sum(p.memory_full_info().pss for p in [me, *me.children(recursive=True)])
     peak = max(peak, pss)
 
-with engine(f"disk:{sys.argv[1]}") as x2l:
-    manifest = x2l.index(sys.argv[2], progress=look, height=32, width=32)
+watch = kept.append if sys.argv[3] == "leak" else lambda done: None
+with engine(f"disk:{sys.argv[1]}", lm=qwen3_vl(0, rope_parameters=ROPE, **WIDE)) as x2l:
+    manifest = x2l.index(sys.argv[2], progress=look, watch=watch, height=32, width=32, memory_entries=512)
 print(json.dumps({"peak": peak, "chunks": len(manifest.chunks)}))
 """
 
 
-def peak_pss(film: Path, store: Path) -> dict[str, int]:
-    command = [sys.executable, "-c", INDEX, str(store), str(film)]
+def peak_pss(film: Path, store: Path, *, leak: bool = False) -> dict[str, int]:
+    command = [sys.executable, "-c", INDEX, str(store), str(film), "leak" if leak else ""]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -40,3 +47,9 @@ def test_an_hour_takes_hardly_more_memory_than_two_minutes(tmp_path):
     long = peak_pss(mosaic(tmp_path / "long.mp4", 3600), tmp_path / "b")
     assert (short["chunks"], long["chunks"]) == (8, 225)
     assert long["peak"] < 1.3 * short["peak"], (short, long)
+
+
+def test_the_measure_sees_what_is_kept_of_every_chunk(tmp_path):
+    short = peak_pss(mosaic(tmp_path / "short.mp4", 120), tmp_path / "a")
+    leaking = peak_pss(mosaic(tmp_path / "middle.mp4", 1200), tmp_path / "b", leak=True)
+    assert leaking["peak"] > 1.3 * short["peak"], (short, leaking)

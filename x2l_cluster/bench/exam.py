@@ -6,16 +6,27 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from x2l_cluster.compress import compress
-from x2l_cluster.engine import Assembler, Decoder, Generation, Prefilled, Prefiller, Prefix, VideoEngine
+from x2l_cluster.engine import (
+    Assembler,
+    Decoder,
+    Generation,
+    Prefilled,
+    Prefiller,
+    Prefix,
+    Stores,
+    VideoEngine,
+    find_calibration,
+)
 from x2l_cluster.kv.block import KVBlock
-from x2l_cluster.models import View
+from x2l_cluster.models import VideoLM, View, load_model
 from x2l_cluster.needles import Question, Script, grade, make_questions, make_script, needed_chunks
-from x2l_cluster.needles.mp4 import write_mp4
+from x2l_cluster.needles.files import write_mp4
 from x2l_cluster.select import gloss
 from x2l_cluster.types import Anchors, Detail, LevelSpec, Manifest, Positions, Quant, Recipe, ReloadPlan
 from x2l_cluster.video import chunked, open_video
@@ -23,7 +34,8 @@ from x2l_cluster.video import chunked, open_video
 PER_KIND = 40
 """Questions of each kind a video; many questions a video are cheap, and bounds are clustered by video."""
 BATCH = 32
-UNIFORM = LevelSpec(pool="2x2", anchors=Anchors.FIRST_TIME, quant=Quant.INT8)
+UNIFORMS = tuple(LevelSpec(pool=pool, anchors=Anchors.FIRST_TIME, quant=Quant.INT8) for pool in ("2x2", "1x2", "1x1"))
+"""Uniform levels, smallest first; compared is the first that keeps at least as many entries as ``x2l_auto`` did."""
 IDENTITY = LevelSpec(pool="1x1", anchors=Anchors.KEEP, quant=Quant.NONE)
 ANSWER = Generation(max_tokens=16)
 
@@ -65,14 +77,34 @@ def run_video(job: Job) -> Video:
     torch.set_num_threads(job.threads)
     with (
         tempfile.TemporaryDirectory(prefix="x2l-bench-") as folder,
-        VideoEngine.from_pretrained(job.model, store="memory:", device=job.device, dtype=job.dtype) as engine,
+        _engine(job) as engine,
     ):
         script, asked = make_exam(job.seed, job.chunks, engine.lm.recipe())
-        path = Path(folder) / "needles.mp4"
+        path = Path(folder) / "needles.files"
         write_mp4(script, path)
         done: list[Prefilled] = []
         manifest = engine.index(path, watch=done.append)
-        return _Asker(engine, manifest, done, path, asked, job).run()
+        return _Asker(
+            engine=engine,
+            manifest=manifest,
+            done=done,
+            path=path,
+            asked=asked,
+            job=job,
+            video=Video(seed=job.seed),
+            prefix=Prefix.of(engine.lm, engine.lm.prompt("?").prefix),
+        ).run()
+
+
+def _engine(job: Job) -> VideoEngine:
+    lm = _model(job.model, job.device, job.dtype)
+    return VideoEngine(lm, Stores.open("memory:"), calibration=find_calibration(job.model, lm))
+
+
+@lru_cache(maxsize=1)
+def _model(name: str, device: str | None, dtype: str | None) -> VideoLM:
+    """One a process: loading and hashing weights takes longer than a video."""
+    return load_model(name, device=device, dtype=dtype)
 
 
 def make_exam(seed: int, chunks: int, recipe: Recipe) -> tuple[Script, list[Question]]:
@@ -85,32 +117,30 @@ def make_exam(seed: int, chunks: int, recipe: Recipe) -> tuple[Script, list[Ques
     return script, list({question.text: question for question in asked}.values())
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Asker:
-    """Asks one video's questions under every policy."""
+    """Asks one video's questions under every policy.
 
-    def __init__(
-        self,
-        engine: VideoEngine,
-        manifest: Manifest,
-        done: Sequence[Prefilled],
-        path: Path,
-        asked: Sequence[Question],
-        job: Job,
-    ) -> None:
-        self.engine, self.manifest, self.done, self.path, self.asked, self.job = (
-            engine,
-            manifest,
-            done,
-            path,
-            asked,
-            job,
-        )
-        self.prefix = Prefix.of(engine.lm, engine.lm.prompt("?").prefix)
-        self.full_entries = sum(item.raw.entries for item in done)
-        spec = engine.lm.spec
-        self.full_bytes = self.full_entries * 2 * spec.layers * spec.kv_heads * spec.head_dim * 2
-        self.video = Video(seed=job.seed)
-        self.taken: dict[int, int] = {}
+    Attributes:
+        done: the chunks as they were prefilled, raw KVs included.
+        taken: how many chunks ``x2l_auto`` reloaded for each question.
+        full_bytes: of a full cache of the video.
+    """
+
+    engine: VideoEngine
+    manifest: Manifest
+    done: Sequence[Prefilled]
+    path: Path
+    asked: Sequence[Question]
+    job: Job
+    video: Video
+    prefix: Prefix
+    taken: dict[int, int] = field(default_factory=dict)
+    full_bytes: int = 0
+
+    @property
+    def full_entries(self) -> int:
+        return sum(row.raw_entries for row in self.manifest.chunks)
 
     def run(self) -> Video:
         for policy in ("x2l_auto", *(p for p in self.job.policies if p != "x2l_auto")):
@@ -134,8 +164,8 @@ class _Asker:
                 generation=ANSWER,
             )
             for place, answer in zip(places, answers, strict=True):
-                if policy == "x2l_auto":
-                    self.taken[place] = len(answer.plan.fine)
+                self.taken.setdefault(place, len(answer.plan.fine))
+                self.full_bytes = answer.usage.full_bytes
                 self._cost(policy, answer.usage.kv_entries, answer.plan)
                 texts[place] = answer.text
         return texts
@@ -155,11 +185,9 @@ class _Asker:
 
     def _assembled(self, policy: str) -> Iterator[str]:
         """From blocks that the service does not store."""
-        recipe, lm = self.manifest.recipe, self.engine.lm
-        blocks = self._blocks(policy)
-        pages, position = Assembler(lm).pages(
-            blocks, recipe.positions, anchor=self.prefix.end, end=self.done[-1].position_end
-        )
+        lm = self.engine.lm
+        blocks, positions = self._blocks(policy)
+        pages, position = Assembler(lm).pages(blocks, positions, anchor=self.prefix.end, end=self.done[-1].position_end)
         share = sum(block.entries for block in blocks) / self.full_entries
         moved = 1.0 if policy in ("full", "stock") else sum(block.nbytes for block in blocks) / self.full_bytes
         for start in range(0, len(self.asked), BATCH):
@@ -175,16 +203,25 @@ class _Asker:
                 pass
             yield from (stream.text.strip() for stream in streams)
 
-    def _blocks(self, policy: str) -> list[KVBlock]:
+    def _blocks(self, policy: str) -> tuple[list[KVBlock], Positions]:
         recipe = self.manifest.recipe
         if policy == "full":
-            return [item.raw for item in self.done]
+            return [item.raw for item in self.done], recipe.positions
         if policy == "uniform_budget":
-            return [compress(item.raw, UNIFORM, recipe.kv_dtype) for item in self.done]
+            return self._uniform(), recipe.positions
         whole = self.engine.lm.recipe(
             fine=IDENTITY, coarse=IDENTITY, memory_entries=None, kv_dtype="float32", positions=Positions.ORIGINAL
         )
-        return [item.raw for item in self._prefilled(whole)]
+        return [item.raw for item in self._prefilled(whole)], whole.positions
+
+    def _uniform(self) -> list[KVBlock]:
+        shares = self.video.kv_share["x2l_auto"]
+        wanted = sum(shares) / len(shares) * self.full_entries
+        for spec in UNIFORMS:
+            blocks = [compress(item.raw, spec, self.manifest.recipe.kv_dtype) for item in self.done]
+            if sum(block.entries for block in blocks) >= wanted:
+                break
+        return blocks
 
     def _prefilled(self, recipe: Recipe) -> Iterator[Prefilled]:
         lm = self.engine.lm

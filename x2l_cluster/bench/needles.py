@@ -4,7 +4,7 @@ Every video is prefilled once by the real indexer; what the indexer stores serve
 (``x2l_auto``, ``all_fine``, ``all_coarse``, ``random_k``), and its raw KVs the others:
 
 - ``full``: the raw KVs of our chunked prefill, all of them;
-- ``uniform_budget``: one level for all chunks, pooled 2×2, which is at least what ``x2l_auto`` keeps resident;
+- ``uniform_budget``: one level for all chunks, pooled 2×2 (or less, until it is at least what ``x2l_auto`` keeps);
 - ``stock``: the ordinary full-causal forward: chunked prefill at ratio 1, unquantised, with unbounded memory, which
   equals the stock transformers forward (the golden tests).
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 
 from x2l_cluster.bench.exam import Job, Video, make_exam, run_video
 from x2l_cluster.bench.statistics import paired
+from x2l_cluster.errors import InvalidInput
 from x2l_cluster.models import load_model
 from x2l_cluster.needles import KINDS
 from x2l_cluster.types import Recipe
@@ -30,6 +32,7 @@ from x2l_cluster.types import Recipe
 POLICIES = ("stock", "full", "x2l_auto", "all_fine", "all_coarse", "random_k", "uniform_budget")
 DEEP = ("full", "x2l_auto")
 """Policies that are asked more questions, because they are compared with each other."""
+MOST_VIDEOS = 2000
 SCORERS = ("calibrated", "coarse", "attention_mean", "random")
 
 
@@ -78,20 +81,30 @@ def _run(jobs: Sequence[Job], workers: int) -> Iterator[Video]:
     if workers == 1:
         yield from map(run_video, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # Ctrl-C is for the parent, which then drops what has not begun.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore)
+    try:
         for done in as_completed([pool.submit(run_video, job) for job in jobs]):
             yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _videos_for(questions: int, chunks: int, seed: int, recipe: Recipe) -> int:
     """How many videos it takes to ask so many questions of every kind."""
     asked = dict.fromkeys(KINDS, 0)
-    videos = 0
-    while min(asked.values()) < questions:
-        for question in make_exam(seed + videos, chunks, recipe)[1]:
+    for videos in range(1, MOST_VIDEOS + 1):
+        for question in make_exam(seed + videos - 1, chunks, recipe)[1]:
             asked[question.kind] += 1
-        videos += 1
-    return max(videos, 1)
+        if min(asked.values()) >= questions:
+            return videos
+    poorest = min(asked, key=lambda kind: asked[kind])
+    raise InvalidInput(
+        f"{MOST_VIDEOS} videos of {chunks} chunks hold {asked[poorest]} {poorest} questions, not {questions}: ask "
+        "for longer videos (--chunks) or fewer questions"
+    )
 
 
 def _summary(videos: Sequence[Video], chunks: int, model: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 import x2l_cluster
-from x2l_cluster.calibrate.probes import Probe, make_probes
+from x2l_cluster.calibrate.probes import STORAGE, Probe, make_probes
 from x2l_cluster.calibrate.search import Found, find_heads, margin_for, recall
 from x2l_cluster.models import VideoLM
 from x2l_cluster.select import Calibration, Encoding
@@ -43,9 +43,7 @@ def calibrate(
     probes: dict[int, list[Probe]] = {length: [] for length in lengths}
     plan = [(length, video) for video in range(videos) for length in lengths]
     for done, (length, video) in enumerate(plan):
-        probes[length] += make_probes(
-            lm, recipe, chunks=length, video=video * 100 + length, questions=questions, encoding=encoding
-        )
+        probes[length] += make_probes(lm, recipe, chunks=length, video=video, questions=questions, encoding=encoding)
         progress(done + 1, len(plan))
     found = find_heads([p for group in probes.values() for p in group if _finds(p, videos)])
     measured = {length: [p for p in group if not _finds(p, videos)] for length, group in probes.items()}
@@ -59,6 +57,7 @@ def calibrate(
         tokens=found.way.tokens,
         aggregation=found.way.aggregation,
         encoding=encoding,
+        storage=STORAGE,
         margins=tuple(sorted((length, round(margin, 4)) for length, margin in margins.items())),
         conditions=_conditions(recipe),
         recall=tuple(
@@ -82,7 +81,7 @@ def scored(found: Found, probes: Sequence[Probe]) -> list[Tensor]:
 
 
 def _finds(probe: Probe, videos: int) -> bool:
-    return probe.video // 100 < videos // 2
+    return probe.video < videos // 2
 
 
 def _conditions(recipe: Recipe) -> tuple[tuple[str, str], ...]:

@@ -14,11 +14,13 @@ from torch import Tensor
 from x2l_cluster.engine import Assembler, Prefilled, Prefiller, Prefix
 from x2l_cluster.models import Step, VideoLM, View
 from x2l_cluster.needles import Question, Script, make_questions, make_script, needed_chunks
-from x2l_cluster.needles.render import render
+from x2l_cluster.needles.drawing import render
 from x2l_cluster.select import Bank, EncodedQuestion, Encoding, HeadKeys, gloss
 from x2l_cluster.select.scoring import score_all
-from x2l_cluster.types import Level, Recipe, Span
+from x2l_cluster.types import Level, Quant, Recipe, Span
 
+STORAGE = Quant.INT8
+"""How the score index keeps keys; probes are scored on what is stored."""
 SEED = 7_000_000
 """First seed of probe videos: far from those that training uses."""
 
@@ -60,7 +62,7 @@ def make_probes(
     """Prefills one probe video and asks about it; retrieval, and times of appearance."""
     step_s = 1.0 / recipe.sampling.fps
     chunk_s = recipe.chunk_frames * step_s
-    script = make_script(SEED + video, duration_s=chunks * chunk_s, chunk_s=chunk_s, split="train")
+    script = make_script(SEED + 1000 * video + chunks, duration_s=chunks * chunk_s, chunk_s=chunk_s, split="train")
     times = [i * step_s for i in range(chunks * recipe.chunk_frames)]
     asked = [
         question
@@ -103,7 +105,7 @@ def _ask(
     spec = lm.spec
     every = tuple((layer, head) for layer in range(spec.layers) for head in range(spec.kv_heads))
     indexes = [item.index for item in done]
-    bank = Bank.of(indexes, [HeadKeys.of(item.blocks[Level.L].dequantised(), every) for item in done])
+    bank = Bank.of(indexes, [HeadKeys.of(item.blocks[Level.L], every, STORAGE) for item in done])
     where = Assembler(lm).placement(recipe.positions, anchor=prefix.end, end=done[-1].position_end)
     bank = replace(bank, coords=where(bank.coords))
     pages, end = Assembler(lm).pages(

@@ -82,7 +82,7 @@ class VideoEngine:
         Raises ModelNotAvailable, UnsupportedModel, InvalidInput, StoreUnavailable.
         """
         lm = load_model(model, device=device, dtype=dtype)
-        options.setdefault("calibration", _calibration(find_checkpoint(model), lm.spec.weights))
+        options.setdefault("calibration", find_calibration(model, lm))
         return cls(lm, Stores.open(store, fine=fine_store), **options)
 
     # --- index ------------------------------------------------------------------------------------------------------
@@ -286,9 +286,10 @@ class VideoEngine:
         self.close()
 
 
-def _calibration(folder: Path, weights: str) -> Calibration | None:
+def find_calibration(model: str, lm: VideoLM) -> Calibration | None:
     """The calibration beside a checkpoint, or the user's own of its weights; None when there is none."""
-    for file in (folder / "calibration.json", CALIBRATIONS.expanduser() / f"{weights}.json"):
+    weights = lm.spec.weights
+    for file in (find_checkpoint(model) / "calibration.json", CALIBRATIONS.expanduser() / f"{weights}.json"):
         if file.exists():
             found = Calibration.from_json(file.read_bytes())
             if found.weights == weights:

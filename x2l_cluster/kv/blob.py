@@ -33,9 +33,8 @@ import xxhash
 from torch import Tensor
 
 from x2l_cluster.errors import BlockCorrupt, InvalidInput, X2LError
+from x2l_cluster.kv.store import Buffer
 from x2l_cluster.types import BlockKey, BlockRef
-
-Buffer = bytes | bytearray | memoryview
 
 MAGIC: Final = b"x2l-blob"
 VERSION: Final = 1

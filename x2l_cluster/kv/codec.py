@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from x2l_cluster.errors import BlockCorrupt
-from x2l_cluster.kv.blob import Buffer, pack, ref_of, unpack
+from x2l_cluster.kv.blob import pack, ref_of, unpack
 from x2l_cluster.kv.block import KVBlock, Quantised, Run
+from x2l_cluster.kv.store import Buffer
 from x2l_cluster.types import BlockKey, BlockRef, Role
 
 __all__ = ["Buffer", "decode", "encode", "pack", "ref_of", "unpack"]

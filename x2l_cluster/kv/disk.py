@@ -16,9 +16,8 @@ from io import FileIO
 from pathlib import Path
 
 from x2l_cluster.errors import BlockMissing, InvalidInput, StoreUnavailable
-from x2l_cluster.kv.blob import Buffer
 from x2l_cluster.kv.files import Scratch, errors_as_store, sync_folders, write_new
-from x2l_cluster.kv.store import SingleStore, missing_message, room_for
+from x2l_cluster.kv.store import Buffer, SingleStore, missing_message, room_for
 from x2l_cluster.types import BlockKey, Tier, check_name
 
 _ATTEMPTS = 1000

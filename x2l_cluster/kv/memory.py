@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from threading import Lock
 
 from x2l_cluster.errors import BlockMissing, StoreFull
-from x2l_cluster.kv.blob import Buffer
-from x2l_cluster.kv.store import SingleStore, missing_message, room_for
+from x2l_cluster.kv.store import Buffer, SingleStore, missing_message, room_for
 from x2l_cluster.types import BlockKey, Tier, check_name
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 from x2l_cluster.errors import StoreUnavailable
-from x2l_cluster.kv.blob import Buffer
-from x2l_cluster.kv.store import KVStore, SingleStore
+from x2l_cluster.kv.store import Buffer, KVStore, SingleStore
 from x2l_cluster.types import BlockKey, Tier
 
 

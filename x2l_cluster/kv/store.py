@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, Self
 
 from x2l_cluster.errors import BlockCorrupt
-from x2l_cluster.kv.blob import Buffer
 from x2l_cluster.types import BlockKey, Tier
+
+Buffer = bytes | bytearray | memoryview
 
 
 class KVStore(Protocol):

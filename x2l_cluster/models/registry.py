@@ -59,7 +59,8 @@ def find_checkpoint(name: str) -> Path:
         if not (path / "config.json").exists():
             raise ModelNotAvailable(f"{path} holds no config.json; give the folder of a checkpoint")
         if not any(path.glob("*.safetensors")):
-            raise ModelNotAvailable(f"{path} holds no weights (*.safetensors); complete the download of {name}")
+            todo = "install the package again" if name in BUNDLED else f"complete the download of {name}"
+            raise ModelNotAvailable(f"{path} holds no weights (*.safetensors); {todo}")
         return path
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelNotAvailable(
