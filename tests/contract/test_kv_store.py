@@ -99,7 +99,7 @@ def test_a_blob_goes_into_the_memory_it_is_given(store: KVStore, size: int) -> N
 def test_a_blob_larger_than_the_memory_it_is_given_is_another_one(store: KVStore) -> None:
     store.put(KEY, blob(3 << 20))
     for size in (0, 100, (3 << 20) - 1):
-        with pytest.raises(BlockCorrupt, match="ada/v1.* has 3145728 bytes, but only"):
+        with pytest.raises(BlockCorrupt, match=r"ada/v1.* has 3145728 bytes, but only"):
             store.get(KEY, memoryview(bytearray(size)))
     assert store.get(KEY) == blob(3 << 20)
 

