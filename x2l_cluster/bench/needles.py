@@ -32,7 +32,7 @@ from x2l_cluster.types import Recipe
 POLICIES = ("stock", "full", "x2l_auto", "all_fine", "all_coarse", "random_k", "uniform_budget")
 DEEP = ("full", "x2l_auto")
 """Policies that are asked more questions, because they are compared with each other."""
-MOST_VIDEOS = 2000
+MOST_VIDEOS = 500
 SCORERS = ("calibrated", "coarse", "attention_mean", "random")
 
 
