@@ -106,21 +106,20 @@ class WireClient:
         target = None if into is None else into.cast("B")
         nbytes = len(target) if target is not None else _UNKNOWN_BYTES if size is None else size
         deadline = self._deadline(base_s, nbytes)
-        request = [encode_get(key.encode())]
+        request = encode_get(key.encode())
 
         def place(length: int) -> memoryview:
-            deadline.covers(max(nbytes, length))
+            if length > nbytes:
+                deadline.covers(length)
             if target is None:
                 return self._buffers.lend(length)
             if length > len(target):
                 raise BlockCorrupt(f"{key} has {length} bytes, but only {len(target)} were expected: index again")
             return target[:length]
 
-        def work(connection: Connection) -> memoryview | None:
-            connection.send(request, deadline)
-            return connection.value(place, deadline)
-
-        value = self._transfer(key, work, nbytes, priority, deadline)
+        value = self._transfer(
+            key, lambda connection: connection.get(request, place, deadline), nbytes, priority, deadline
+        )
         with self._lock:
             self._events["gets"] += 1
             if value is None:

@@ -6,12 +6,12 @@ import select
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from x2l_cluster.kv.blob import Buffer
+from x2l_cluster.kv.store import Buffer
 from x2l_cluster.kv.wire.address import Access, Address
 from x2l_cluster.kv.wire.deadline import Deadline
 from x2l_cluster.kv.wire.errors import Closed, Late
 from x2l_cluster.kv.wire.line import dial
-from x2l_cluster.kv.wire.resp import MAX_VALUE_BYTES, Reader, Reply, encode, first_refusal
+from x2l_cluster.kv.wire.resp import Reader, Reply, encode, first_refusal
 
 
 class Connection:
@@ -21,19 +21,18 @@ class Connection:
         Late: the deadline passed.
         Closed: the server cannot be reached, or went away.
         Garbled: it does not speak RESP2.
-        Refusal: it does not let us in, or (from :meth:`value`) answers with an error.
+        Refusal: it does not let us in, or (from :meth:`get`) answers with an error.
 
     After anything but a Refusal the connection is out of step: close it.
     """
 
     def __init__(self, address: Address, access: Access, deadline: Deadline) -> None:
         self._where = str(address)
-        self._deadline = deadline
         try:
             self._line = dial(address, access, deadline)
         except OSError as error:
             raise self._trouble(error) from error
-        self._reader = Reader(self._receive, str(address))
+        self._reader = Reader(self._line.receive, str(address))
         self._poll = select.poll()
         self._poll.register(self._line, select.POLLIN)
         self.used = False
@@ -46,34 +45,24 @@ class Connection:
 
     def send(self, parts: Sequence[bytes | memoryview], deadline: Deadline) -> None:
         """Sends buffers one after the other."""
+        self._line.deadline = deadline
         try:
-            sent = self._line.send(parts, deadline)
-            if sent == sum(map(len, parts)):
-                return
-            rest = [memoryview(part) for part in parts]
-            while True:
-                while rest and sent >= len(rest[0]):
-                    sent -= len(rest.pop(0))
-                if not rest:
-                    return
-                rest[0] = rest[0][sent:]
-                sent = self._line.send(rest, deadline)
+            self._push(parts)
         except OSError as error:
             raise self._trouble(error) from error
 
-    def value(
-        self, place: Callable[[int], memoryview], deadline: Deadline, limit: int = MAX_VALUE_BYTES
-    ) -> memoryview | None:
-        """One string, straight into its place; see :meth:`Reader.value`."""
-        self._deadline = deadline
+    def get(self, request: bytes, place: Callable[[int], memoryview], deadline: Deadline) -> memoryview | None:
+        """Sends a command and receives one string, straight into its place; see :meth:`Reader.value`."""
+        self._line.deadline = deadline
         try:
-            return self._reader.value(place, limit)
+            self._push((request,))
+            return self._reader.value(place)
         except OSError as error:
             raise self._trouble(error) from error
 
     def replies(self, count: int, deadline: Deadline) -> list[Reply]:
         """So many replies, errors as values."""
-        self._deadline = deadline
+        self._line.deadline = deadline
         try:
             return [self._reader.reply() for _ in range(count)]
         except OSError as error:
@@ -98,8 +87,18 @@ class Connection:
         with suppress(OSError):
             self._line.close()
 
-    def _receive(self, buffers: list[memoryview], whole: bool) -> int:
-        return self._line.receive(buffers, self._deadline, whole=whole)
+    def _push(self, parts: Sequence[bytes | memoryview]) -> None:
+        sent = self._line.send(parts)
+        if sent == sum(map(len, parts)):
+            return
+        rest = [memoryview(part) for part in parts]
+        while True:
+            while rest and sent >= len(rest[0]):
+                sent -= len(rest.pop(0))
+            if not rest:
+                return
+            rest[0] = rest[0][sent:]
+            sent = self._line.send(rest)
 
     def _log_in(self, access: Access, deadline: Deadline) -> None:
         steps: list[tuple[str | int, ...]] = []

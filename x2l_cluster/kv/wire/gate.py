@@ -86,7 +86,8 @@ class Gate:
         with self._lock:
             self._running -= 1
             self._in_flight -= nbytes
-            self._call()
+            if self._waiting:
+                self._call()
 
     def _withdraw(self, mine: _Waiting) -> None:
         with self._lock:

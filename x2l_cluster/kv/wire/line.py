@@ -18,13 +18,15 @@ _SHORTEST_S = 0.001
 
 
 class Line(Protocol):
-    """Both may raise OSError, and Late when the deadline passes."""
+    """Both ways may raise OSError, and Late when ``deadline`` passes; whoever uses the line sets that first."""
 
-    def send(self, buffers: Sequence[bytes | memoryview], deadline: Deadline) -> int:
+    deadline: Deadline
+
+    def send(self, buffers: Sequence[bytes | memoryview]) -> int:
         """Sends some of the buffers, in order; at least one byte. Returns how many."""
         ...
 
-    def receive(self, buffers: list[memoryview], deadline: Deadline, *, whole: bool) -> int:
+    def receive(self, buffers: list[memoryview], whole: bool) -> int:
         """Fills buffers in order with what has come: at least one byte, or 0 at the end.
 
         ``whole``: all of it is wanted, so returning early is of no use (and still allowed).
@@ -43,23 +45,24 @@ class PlainLine:
     until they strike, and with them one call can wait for a whole value (``MSG_WAITALL``).
     """
 
-    def __init__(self, raw: socket.socket) -> None:
+    def __init__(self, raw: socket.socket, deadline: Deadline) -> None:
+        self.deadline = deadline
         self._socket = raw
         self._timeout_s = 0.0
         raw.settimeout(None)
 
-    def send(self, buffers: Sequence[bytes | memoryview], deadline: Deadline) -> int:
+    def send(self, buffers: Sequence[bytes | memoryview]) -> int:
         while True:
-            self._limit(deadline.left_s())
+            self._limit(self.deadline.left_s())
             try:
                 return self._socket.send(buffers[0]) if len(buffers) == 1 else self._socket.sendmsg(buffers[:_IOVECS])
             except BlockingIOError:  # the kernel's timeout struck
                 continue
 
-    def receive(self, buffers: list[memoryview], deadline: Deadline, *, whole: bool) -> int:
+    def receive(self, buffers: list[memoryview], whole: bool) -> int:
         flags = socket.MSG_WAITALL if whole else 0
         while True:
-            self._limit(deadline.left_s())
+            self._limit(self.deadline.left_s())
             try:
                 if len(buffers) == 1:
                     return self._socket.recv_into(buffers[0], 0, flags)
@@ -85,15 +88,16 @@ class PlainLine:
 class TlsLine:
     """A TLS socket with Python's timeouts."""
 
-    def __init__(self, raw: ssl.SSLSocket) -> None:
+    def __init__(self, raw: ssl.SSLSocket, deadline: Deadline) -> None:
+        self.deadline = deadline
         self._socket = raw
 
-    def send(self, buffers: Sequence[bytes | memoryview], deadline: Deadline) -> int:
-        self._socket.settimeout(deadline.left_s())
+    def send(self, buffers: Sequence[bytes | memoryview]) -> int:
+        self._socket.settimeout(self.deadline.left_s())
         return self._socket.send(buffers[0])
 
-    def receive(self, buffers: list[memoryview], deadline: Deadline, *, whole: bool) -> int:
-        self._socket.settimeout(deadline.left_s())
+    def receive(self, buffers: list[memoryview], whole: bool) -> int:
+        self._socket.settimeout(self.deadline.left_s())
         return self._socket.recv_into(buffers[0])
 
     def fileno(self) -> int:
@@ -109,7 +113,7 @@ def dial(address: Address, access: Access, deadline: Deadline) -> Line:
     Looking a host name up is the system's business and under the system's timeouts.
     """
     if address.path:
-        return PlainLine(_opened(socket.AF_UNIX, address.path, deadline))
+        return PlainLine(_opened(socket.AF_UNIX, address.path, deadline), deadline)
     failure = OSError("the name has no address")
     for family, _, _, _, place in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
         try:
@@ -120,9 +124,9 @@ def dial(address: Address, access: Access, deadline: Deadline) -> Line:
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if access.tls is None:
-                return PlainLine(raw)
+                return PlainLine(raw, deadline)
             raw.settimeout(deadline.left_s())
-            return TlsLine(access.tls.wrap_socket(raw, server_hostname=address.host))
+            return TlsLine(access.tls.wrap_socket(raw, server_hostname=address.host), deadline)
         except BaseException:
             raw.close()
             raise

@@ -15,6 +15,17 @@ from x2l_cluster.kv.wire.errors import Closed
 _TRUSTED_S = 0.05
 """A connection idle for longer is asked whether it still stands; that is a system call."""
 
+_forks = 0
+"""How many forks lie between the first process and this one."""
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
 
 class Node:
     """Keeps what is idle and dials what is missing; how many at once is the gate's business.
@@ -27,7 +38,7 @@ class Node:
         self.breaker = breaker
         self._access = access
         self._idle: deque[tuple[Connection, float]] = deque()  # its single steps need no lock
-        self._process = os.getpid()
+        self._forks = _forks
         self._is_closed = False
         self.dialled = 0
 
@@ -35,8 +46,8 @@ class Node:
         """An idle connection that is in step, or (always, if ``fresh``) a new one. Raises what dialling raises."""
         if self._is_closed:
             raise Closed(f"the client of {self.address} was closed: open the store again")
-        if self._process != os.getpid():  # a forked child must not speak on its parent's connections
-            self._process = os.getpid()
+        if self._forks != _forks:  # a forked child must not speak on its parent's connections
+            self._forks = _forks
             self.drop()
         while self._idle and not fresh:
             try:

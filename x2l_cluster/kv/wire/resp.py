@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from x2l_cluster.kv.blob import Buffer
+from x2l_cluster.kv.store import Buffer
 from x2l_cluster.kv.wire.errors import Closed, Garbled, Refusal
 
 MAX_VALUE_BYTES: Final = 512 << 20
@@ -88,9 +88,9 @@ class Reader:
             Closed: with nothing.
         """
         line = self._line()
-        if line[:1] == b"-":
+        if line.startswith(b"-"):
             raise self._refusal(line)
-        if line[:1] != b"$":
+        if not line.startswith(b"$"):
             raise self._garbled(f"a string was due, not {line[:40]!r}")
         if line == b"$-1":
             return None
@@ -103,6 +103,8 @@ class Reader:
         return _Small(self).read(_MAX_DEPTH)
 
     def _line(self) -> bytes:
+        if self._at == self._end:
+            self._at, self._end = 0, self._some([self._head])
         seen = self._at
         while (stop := self._buffer.find(b"\r\n", seen, self._end)) < 0:
             back = max(self._end - 1, self._at) - self._at  # its end may be cut in two
