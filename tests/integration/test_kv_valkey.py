@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from time import monotonic
 
+import numpy as np
 import pytest
 import redis
 
 from tests.contract.test_state_store import INFO, RECIPE, begin, seal
-from x2l_cluster.errors import BlockMissing, StoreFull, StoreUnavailable
+from x2l_cluster.errors import BlockMissing, InvalidInput, StoreFull, StoreUnavailable
 from x2l_cluster.kv.embedded import EmbeddedValkey
 from x2l_cluster.kv.remote import RemoteKV
 from x2l_cluster.state.remote import RemoteState
@@ -129,6 +130,18 @@ def test_a_server_that_died_is_unavailable_and_an_empty_one_has_nothing() -> Non
                 store.get(KEY)
             store.put(KEY, b"again")
             assert store.get(KEY) == b"again"
+
+
+def test_a_blob_no_server_would_take_is_refused_before_it_is_sent(empty_valkey: str) -> None:
+    with RemoteKV(empty_valkey) as store:
+        with pytest.raises(InvalidInput, match="has 536870913 bytes, a server takes 536870912"):
+            store.put(KEY, np.empty((512 << 20) + 1, np.uint8).data)
+        assert store.held_bytes() == 0
+
+
+def test_a_cluster_that_is_not_there_is_unavailable() -> None:
+    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1"):
+        RemoteKV("redis://u:secret@127.0.0.1:1?cluster=true", timeout_s=1)
 
 
 def test_sealing_costs_the_same_however_long_the_video_is(empty_valkey: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Event
 from time import monotonic
@@ -16,7 +17,7 @@ import pytest
 from tests.wire import ScriptedServer, make_certificate, pipes_to, says
 from x2l_cluster.errors import StoreUnavailable
 from x2l_cluster.kv.embedded import EmbeddedValkey
-from x2l_cluster.kv.wire import WireClient
+from x2l_cluster.kv.wire import Priority, WireClient
 from x2l_cluster.kv.wire.breaker import BreakerState
 from x2l_cluster.kv.wire.cluster import slot_of
 from x2l_cluster.kv.wire.errors import Closed, Garbled, Late
@@ -115,6 +116,35 @@ def test_cut_in_the_middle_is_tried_once_more_only_where_it_had_worked_before() 
     with ScriptedServer(cut_second) as server, WireClient(server.url) as client:
         assert [client.get("k"), client.get("k")] == [b"x", b"x"]
         assert (server.accepted, client.stats.reconnected) == (2, 1)
+
+
+def test_an_answer_goes_before_the_index_that_waited_longer() -> None:
+    begun, go, seen = Event(), Event(), []
+
+    def slow(line: socket.socket) -> None:
+        while asked := line.recv(65536):
+            seen.append(asked.split(b"\r\n")[4])
+            begun.set()
+            go.wait()
+            line.sendall(b"$-1\r\n" if b"GET" in asked else b"+OK\r\n")
+
+    with ScriptedServer(slow) as server, WireClient(server.url, connections=1, base_s=30) as client:
+        with ThreadPoolExecutor(5) as pool:
+            pool.submit(client.get, "first")
+            begun.wait()
+            for n, (work, *arguments) in enumerate(
+                [
+                    (client.write, "write", ("SET", "write", b"")),
+                    (lambda key: client.get(key, priority=Priority.PREFETCH), "prefetch"),
+                    (client.get, "fine"),
+                    (lambda key: client.get(key, priority=Priority.COARSE), "coarse"),
+                ]
+            ):
+                pool.submit(work, *arguments)
+                while client.stats.waiting <= n:
+                    pass
+            go.set()
+        assert seen == [b"first", b"coarse", b"fine", b"prefetch", b"write"]
 
 
 def test_a_server_that_is_loading_is_left_alone_for_a_while() -> None:

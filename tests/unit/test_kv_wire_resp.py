@@ -92,9 +92,23 @@ def test_values_go_straight_to_their_place_however_they_are_cut(values: list[byt
     assert stream.is_drained
 
 
+NOISE = st.binary(max_size=300) | st.text("$*:+-0123456789\r\n", max_size=80).map(str.encode)
+
+
 @settings(max_examples=300)
-@given(st.binary(max_size=300) | st.text("$*:+-0123456789\r\n", max_size=80).map(str.encode), CUTS, st.booleans())
+@given(NOISE, CUTS, st.booleans())
 def test_no_bytes_crash_the_reader_or_make_it_allocate(data: bytes, cuts: list[int], as_value: bool) -> None:
+    check_noise(data, cuts, as_value)
+
+
+@pytest.mark.soak
+@settings(max_examples=50_000, deadline=None)
+@given(NOISE, CUTS, st.booleans())
+def test_no_bytes_crash_the_reader_in_a_long_time(data: bytes, cuts: list[int], as_value: bool) -> None:
+    check_noise(data, cuts, as_value)
+
+
+def check_noise(data: bytes, cuts: list[int], as_value: bool) -> None:
     stream, asked = reader(data, cuts), []
 
     def place(size: int) -> memoryview:
