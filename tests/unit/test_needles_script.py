@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from x2l_cluster.needles import make_script
@@ -18,7 +20,7 @@ def test_scenes_tile_the_video_and_neighbours_differ(groups: int) -> None:
         assert [s.start_s for s in script.scenes] == edges[:-1]
         assert edges[-1] == script.duration_s == groups * 2.0
         markers = [s.marker for s in script.scenes]
-        assert all(a is None or a != b for a, b in zip(markers, markers[1:], strict=False))
+        assert all(a is None or a != b for a, b in itertools.pairwise(markers))
         assert max(script.counts().values(), default=0) <= 4
 
 
@@ -58,5 +60,5 @@ def test_the_scene_at_a_time_is_clamped_to_the_video() -> None:
 
 @pytest.mark.parametrize("arguments", [{}, {"groups": 4, "duration_s": 8.0}, {"duration_s": 0.0}])
 def test_a_script_without_a_length_is_refused(arguments: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="make_script wants|longer than nothing"):
+    with pytest.raises(ValueError, match=r"make_script wants|longer than nothing"):
         make_script(0, **arguments)  # type: ignore[arg-type]

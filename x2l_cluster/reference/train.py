@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from x2l_cluster import reference
+from x2l_cluster.needles.backgrounds import TRAIN_TEXTURES
 from x2l_cluster.reference.data import Codec, Steps, load_clips
 from x2l_cluster.reference.evaluate import evaluate, table
 from x2l_cluster.reference.forward import Shape
@@ -54,7 +55,7 @@ class Run:
         self.codec = Codec(reference.path())
         footage, self.clips = load_clips(Path(args.footage) if args.footage else None)
         self.bank = backgrounds(self.device, footage)
-        self.eval_bank = backgrounds(self.device, footage[:0], first=len(self.bank) - len(footage))
+        self.eval_bank = backgrounds(self.device, footage[:0], first=TRAIN_TEXTURES) if args.eval_videos else self.bank
         self.losses = Losses(self.shape, compiled=args.compile)
         weights = initial_weights(config)
         if args.init:
@@ -95,6 +96,9 @@ class Run:
         return {k: v.to(torch.bfloat16).to(self.dtype) for k, v in self.w.items()}
 
     def evaluate(self, sizes: list[tuple[int, int, int]]) -> None:
+        """Held-out accuracy for (groups, videos, rounds), to the screen and the log; nothing with no videos."""
+        if not self.args.eval_videos:
+            return
         with torch.no_grad():
             w = self.lowered()
         for groups, videos, rounds in sizes:
