@@ -13,7 +13,7 @@ from x2l_cluster.engine import Assembler, Decoder, Generation, Prefiller, Prefix
 from x2l_cluster.models import Step, View, load_model
 from x2l_cluster.models.registry import BUNDLED
 from x2l_cluster.needles import make_questions, make_script
-from x2l_cluster.needles.mp4 import write_mp4
+from x2l_cluster.needles.files import write_mp4
 from x2l_cluster.types import Level, LevelSpec, Positions, Quant
 from x2l_cluster.video import chunked, open_video
 

@@ -80,7 +80,7 @@ def run_video(job: Job) -> Video:
         _engine(job) as engine,
     ):
         script, asked = make_exam(job.seed, job.chunks, engine.lm.recipe())
-        path = Path(folder) / "needles.files"
+        path = Path(folder) / "needles.mp4"
         write_mp4(script, path)
         done: list[Prefilled] = []
         manifest = engine.index(path, watch=done.append)

@@ -103,7 +103,7 @@ class Demo:
         return {video: make_script(seed, duration_s=DURATION_S, split="eval") for video, seed in SEEDS.items()}
 
     def _render(self, video: str, script: Script) -> None:
-        from x2l_cluster.needles.mp4 import write_mp4
+        from x2l_cluster.needles.files import write_mp4
 
         with self._console.status(f"rendering {video}"):
             part = self.path(video).with_suffix(".part")

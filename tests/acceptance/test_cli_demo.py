@@ -1,0 +1,28 @@
+"""``x2l demo`` with the bundled model: what the project promises, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import X2L
+from x2l_cluster.needles import KINDS
+from x2l_cluster.reference import path
+
+pytestmark = pytest.mark.skipif(not list(path().glob("*.safetensors")), reason="the bundled weights are not here")
+
+
+def test_the_demo_answers_every_kind_of_question_right_and_loads_little(x2l: X2L, tmp_path: Path) -> None:
+    told = x2l.json("demo", "--folder", str(tmp_path / "demo"), X2L_MODEL="reference")
+    assert told["right"] >= 0.8 * told["asked"] and told["asked"] >= 6
+    assert {question["kind"] for question in told["questions"]} == set(KINDS)
+    assert {question["video"] for question in told["questions"]} == {"textures", "footage"}
+    for question in told["questions"]:
+        assert not question["degraded"]
+        assert question["evidence"] and question["covered"]["end_s"] >= 60
+        assert {evidence["tier"] for evidence in question["evidence"]} <= {"remote", "device"}
+        assert question["usage"]["moved_share"] < 0.2 and question["usage"]["kv_share"] < 0.5
+    assert any(evidence["tier"] == "remote" for question in told["questions"] for evidence in question["evidence"])
+    assert (tmp_path / "demo" / "textures.mp4").exists() and (tmp_path / "demo" / "footage.mp4").exists()
+    assert not list((tmp_path / "demo").glob("*.part"))
