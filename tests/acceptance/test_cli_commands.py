@@ -85,7 +85,9 @@ def test_a_reader_that_leaves_early_leaves_no_traceback(x2l: X2L) -> None:
     assert process.wait() == 1
 
 
-@pytest.mark.parametrize("words", [["--help"], ["ask", "--help"], ["version"], ["videos"], ["index", "there-is-no-such.mp4"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["ask", "--help"], ["version"], ["videos"], ["index", "there-is-no-such.mp4"]]
+)
 def test_what_needs_no_model_does_not_wait_for_torch(x2l: X2L, words: list[str]) -> None:
     code = f"import sys; from x2l_cluster.cli.run import run; run({words!r}); sys.exit('torch' in sys.modules)"
     subprocess.run([COMMAND[0], "-c", code], env=x2l.env, check=True, capture_output=True)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.acceptance.conftest import X2L
 from x2l_cluster.needles import KINDS
-from x2l_cluster.reference import path
-
-pytestmark = pytest.mark.skipif(not list(path().glob("*.safetensors")), reason="the bundled weights are not here")
 
 
 def test_the_demo_answers_every_kind_of_question_right_and_loads_little(x2l: X2L, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from x2l_cluster.cli import opened, run, show, show_demo
+from x2l_cluster.cli import run, show, show_demo
 from x2l_cluster.cli.demo import Demo, Told
 from x2l_cluster.cli.options import Scorer
 from x2l_cluster.errors import X2LError
@@ -178,11 +178,9 @@ def test_a_failed_demo_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert (told["right"], told["asked"], len(told["questions"])) == (1, 3, 3)
 
 
-def test_a_missing_calibration_is_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
-    class Uncalibrated:
-        calibration = None
-
-    opened.mention_fallback(Uncalibrated(), Scorer.RANDOM)  # type: ignore[arg-type]
-    assert capsys.readouterr() == ("", "")
-    opened.mention_fallback(Uncalibrated(), Scorer.CALIBRATED)  # type: ignore[arg-type]
-    assert "x2l calibrate" in capsys.readouterr().err
+def test_a_note_on_the_ranking_is_told_once_and_not_among_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    noted = replace(ANSWER, plan=replace(ANSWER.plan, note="scored over coarse keys: run `x2l calibrate`"))
+    show.answers(["a?", "b?"], [noted, noted], as_json=True)
+    out, err = capsys.readouterr()
+    assert err.count("x2l calibrate") == 1
+    assert [told["plan"]["note"] for told in json.loads(out)] == [noted.plan.note] * 2

@@ -66,6 +66,7 @@ def index(
         str | None, typer.Option("--id", metavar="ID", help="An id of your choice; by default from the content.")
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames looked at a second; by default the model's choice.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Make again what the stores have lost of an index.")] = False,
     model: ModelName = None,
     store: Store = None,
     fine_store: FineStore = None,
@@ -80,7 +81,7 @@ def index(
         opened.interruptible() as cancel,
         progress.chunks(show.err, file.name) as report,
     ):
-        manifest = engine.index(file, video=video, progress=report, cancel=cancel, **recipe)
+        manifest = engine.index(file, video=video, repair=repair, progress=report, cancel=cancel, **recipe)
     show.indexed(manifest, as_json=as_json)
 
 
@@ -106,7 +107,6 @@ def ask(
             scorer=scorer,
             generation=Generation(max_tokens=max_tokens),
         )
-        opened.mention_fallback(engine, scorer)
     show.answers(questions, answers, as_json=as_json)
 
 
@@ -124,7 +124,6 @@ def explain(
     """Answer a question and show how: the score of every chunk, what came back in full detail, bytes and seconds."""
     with opened.engine(model, store, fine_store, video=video) as engine:
         answer = engine.ask(video, question, detail=detail, scorer=scorer)
-        opened.mention_fallback(engine, scorer)
     show.explained(question, answer, as_json=as_json)
 
 

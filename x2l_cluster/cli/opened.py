@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from x2l_cluster.cli.options import Scorer
 from x2l_cluster.cli.show import err
 from x2l_cluster.cli.text import plain
 from x2l_cluster.types import LOCAL_TENANT
@@ -82,14 +81,6 @@ def loading(model: str) -> Iterator[None]:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with err.status(f"loading {plain(model)}"):
         yield
-
-
-def mention_fallback(engine: VideoEngine, scorer: Scorer) -> None:
-    """Says on stderr when chunks were ranked by something lesser than what was asked for."""
-    if scorer is Scorer.CALIBRATED and engine.calibration is None:
-        err.print(
-            "this model has no calibration: chunks are ranked by their coarse keys; run `x2l calibrate`", soft_wrap=True
-        )
 
 
 @contextmanager

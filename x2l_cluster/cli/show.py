@@ -116,6 +116,7 @@ def deleted(video: str, freed: int, *, as_json: bool) -> None:
 
 def answers(questions: Sequence[str], given: Sequence[Answer], *, as_json: bool) -> None:
     """One answer as an object, several as a list; people see the question as well when there are several."""
+    _notes(given)
     if as_json:
         records = [record(question, answer) for question, answer in zip(questions, given, strict=True)]
         emit(records[0] if len(records) == 1 else records)
@@ -129,8 +130,15 @@ def answers(questions: Sequence[str], given: Sequence[Answer], *, as_json: bool)
         line(f"  {_cost(answer)}", style="dim")
 
 
+def _notes(given: Sequence[Answer]) -> None:
+    """What people should know of how chunks were ranked, each once, on stderr."""
+    for note in dict.fromkeys(answer.plan.note for answer in given if answer.plan.note):
+        err.print(note, style="yellow", soft_wrap=True)
+
+
 def explained(question: str, answer: Answer, *, as_json: bool) -> None:
     """How an answer came about."""
+    _notes([answer])
     if as_json:
         emit(record(question, answer))
         return
@@ -196,6 +204,7 @@ def record(question: str, answer: Answer) -> dict[str, Any]:
 def _plan_record(plan: ReloadPlan) -> dict[str, Any]:
     return {
         "scorer": plan.scorer,
+        "note": plan.note,
         "fine": list(plan.fine),
         "reload_bytes": plan.reload_bytes,
         "chunks": [_at(chunk) | {"reason": chunk.reason} for chunk in plan.chunks],

@@ -344,7 +344,14 @@ def load(
 ) -> Qwen3VL:
     """Loads a checkpoint folder of the family through transformers, without network."""
     from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+    from transformers.utils import logging
 
-    model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=dtype, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # what is shown while a model loads is the caller's to choose
+    try:
+        model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     return Qwen3VL(model.eval().to(device), tokenizer, weights=weights, preferred=preferred)
