@@ -147,6 +147,41 @@ def test_an_answer_goes_before_the_index_that_waited_longer() -> None:
         assert seen == [b"first", b"coarse", b"fine", b"prefetch", b"write"]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_bytes_nobody_asked_for_are_not_the_next_answer(at_once: bool) -> None:
+    sent = Event()
+
+    def talkative(line: socket.socket) -> None:
+        line.recv(65536)
+        line.sendall(b"$3\r\nyes\r\n" + (b"$4\r\nevil\r\n" if at_once else b""))
+        if not at_once:
+            Event().wait(0.02)
+            line.sendall(b"$4\r\nevil\r\n")
+        sent.set()
+        line.recv(65536)
+
+    with ScriptedServer(talkative) as server, WireClient(server.url) as client:
+        for _ in range(3):
+            assert client.get("k") == b"yes"
+            sent.wait()
+            sent.clear()
+            Event().wait(0.06)  # a connection idle for a moment is trusted
+        assert server.accepted == 3
+
+
+def test_who_gets_no_turn_is_told_apart_from_who_gets_no_answer() -> None:
+    with ScriptedServer(says()) as server, WireClient(server.url, connections=1, base_s=0.5) as client:
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(client.get, "k")
+            while not client.stats.in_flight_bytes:
+                pass
+            with pytest.raises(Late, match="no turn"):
+                client.get("k", size=0, base_s=0.1)
+            with pytest.raises(Late, match=r"did not answer|not done"):
+                first.result()
+        assert (client.stats.events["late"], client.stats.events["no_turn"]) == (1, 1)
+
+
 def test_a_server_that_is_loading_is_left_alone_for_a_while() -> None:
     answers = [b"-LOADING the dataset is in the way\r\n"] * 3
     with ScriptedServer(says(*answers)) as server, WireClient(server.url) as client:

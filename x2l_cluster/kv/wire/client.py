@@ -15,7 +15,7 @@ from x2l_cluster.kv.wire.breaker import BreakerState
 from x2l_cluster.kv.wire.buffers import Buffers
 from x2l_cluster.kv.wire.connection import Connection
 from x2l_cluster.kv.wire.deadline import Deadline
-from x2l_cluster.kv.wire.errors import Broken, Garbled, Refusal
+from x2l_cluster.kv.wire.errors import Broken, Garbled, Late, Refusal
 from x2l_cluster.kv.wire.gate import Gate, Priority
 from x2l_cluster.kv.wire.resp import Reply, Word, encode, encode_get, first_refusal
 from x2l_cluster.kv.wire.servers import Servers, T, Work
@@ -30,7 +30,7 @@ class WireStats:
 
     Attributes:
         events: ``gets``, ``misses``, ``writes``, ``read_bytes``, ``written_bytes``; transfers that failed, ``late``,
-            ``closed`` and ``garbled``.
+            ``closed`` and ``garbled``, or had ``no_turn`` at the gate.
         dialled: connections made; ``reconnected`` of them because one was cut that had served before.
         redirected: answers that named another server.
         in_flight_bytes, waiting: behind and before the gate.
@@ -205,7 +205,11 @@ class WireClient:
         *,
         wait_for_slot: bool = False,
     ) -> T:
-        self._gate.enter(nbytes, priority, deadline)
+        try:
+            self._gate.enter(nbytes, priority, deadline)
+        except Late:
+            self._count("no_turn")
+            raise
         try:
             return self._servers.run(key.encode(), work, deadline, wait_for_slot=wait_for_slot)
         except Refusal as refusal:
@@ -213,8 +217,11 @@ class WireClient:
                 raise StoreFull(f"{refusal}: delete videos or raise its maxmemory") from refusal
             raise
         except Broken as error:
-            with self._lock:
-                self._events[type(error).__name__.lower()] += 1
+            self._count(type(error).__name__.lower())
             raise
         finally:
             self._gate.leave(nbytes)
+
+    def _count(self, event: str) -> None:
+        with self._lock:
+            self._events[event] += 1
