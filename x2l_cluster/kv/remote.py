@@ -18,9 +18,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from x2l_cluster.errors import BlockMissing, InvalidInput
-from x2l_cluster.kv.blob import Buffer
 from x2l_cluster.kv.connect import connect, errors_as_store, shown
-from x2l_cluster.kv.store import SingleStore, missing_message
+from x2l_cluster.kv.store import Buffer, SingleStore, missing_message
 from x2l_cluster.kv.wire import Priority, WireClient
 from x2l_cluster.kv.wire.resp import MAX_VALUE_BYTES
 from x2l_cluster.types import BlockKey, Kind, Tier, check_name
