@@ -13,6 +13,7 @@ import redis
 from tests.wire import valkey_cluster
 from x2l_cluster.errors import BlockCorrupt, BlockMissing, InvalidInput
 from x2l_cluster.kv.disk import DiskKV
+from x2l_cluster.kv.host import HostKV
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.remote import RemoteKV
 from x2l_cluster.kv.routed import RoutedKV
@@ -21,7 +22,7 @@ from x2l_cluster.types import BlockKey, Kind, Tier
 
 KEY = BlockKey(tenant="ada", video="v1", recipe="r1", epoch=1, kind="l", chunk=0)
 
-KINDS = ["memory", "disk", "disk-unsynced", "remote", "cluster", "routed"]
+KINDS = ["memory", "host", "disk", "disk-unsynced", "remote", "cluster", "routed"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KVStore]:
 
     makers: dict[str, Callable[[], KVStore]] = {
         "memory": MemoryKV,
+        "host": lambda: HostKV(tmp_path / "arena", budget_bytes=32 << 20),
         "disk": lambda: DiskKV(tmp_path),
         "disk-unsynced": lambda: DiskKV(tmp_path, sync=False),
         "remote": remote,
