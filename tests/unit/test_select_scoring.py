@@ -15,11 +15,14 @@ def test_score_all_equals_each_way_alone() -> None:
     asked = question(frozenset(range(3)))
     everything = score_all(asked, bank)
     assert everything.shape == (3, 4, len(WAYS), 5)
-    assert torch.equal(everything, score_all(asked, bank, bank.rotated(asked)))
+    assert torch.equal(everything, score_all(asked, bank, bank.rotated(asked.rotate)))
     heads = tuple((layer, head) for layer in range(3) for head in range(4))
     for place, way in enumerate(WAYS):
         alone = score_heads(asked, bank, heads, way).reshape(3, 4, 5)
         torch.testing.assert_close(everything[:, :, place], alone)
+        if way.rotation:
+            turned = score_heads(asked, bank.rotated(asked.rotate), heads, way).reshape(3, 4, 5)
+            torch.testing.assert_close(turned, alone)
 
 
 def test_ways_are_all_different() -> None:

@@ -34,6 +34,8 @@ from x2l_cluster.video import chunked, open_video
 PER_KIND = 40
 """Questions of each kind a video; many questions a video are cheap, and bounds are clustered by video."""
 BATCH = 32
+VIDEO_FPS = 2
+"""Of the files; the model looks at one frame a second."""
 UNIFORMS = tuple(LevelSpec(pool=pool, anchors=Anchors.FIRST_TIME, quant=Quant.INT8) for pool in ("2x2", "1x2", "1x1"))
 """Uniform levels, smallest first; compared is the first that keeps at least as many entries as ``x2l_auto`` did."""
 IDENTITY = LevelSpec(pool="1x1", anchors=Anchors.KEEP, quant=Quant.NONE)
@@ -81,7 +83,7 @@ def run_video(job: Job) -> Video:
     ):
         script, asked = make_exam(job.seed, job.chunks, engine.lm.recipe())
         path = Path(folder) / "needles.mp4"
-        write_mp4(script, path)
+        write_mp4(script, path, fps=VIDEO_FPS)
         done: list[Prefilled] = []
         manifest = engine.index(path, watch=done.append)
         return _Asker(

@@ -121,5 +121,5 @@ def _ask(
         step = Step(tokens=tokens, view=View([prefix.page, *pages]))
         queries = lm.forward([step], queries=frozenset(range(spec.layers))).queries[0]
         encoded = EncodedQuestion.of(prompt, tokens, queries, lm)
-        rotated = rotated or bank.rotated(encoded)
+        rotated = rotated or bank.rotated(lm.rotate)
         yield question, score_all(encoded, bank, rotated).cpu(), needed_chunks(question, spans)

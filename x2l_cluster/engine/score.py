@@ -78,7 +78,8 @@ class Scoring:
 
         def make() -> Bank:
             bank = scorer.bank(chunks, [self._features(manifest, row, scorer) for row in manifest.chunks])
-            return replace(bank, coords=where(bank.coords)).to(self._lm.device)
+            placed = replace(bank, coords=where(bank.coords)).to(self._lm.device)
+            return placed.rotated(self._lm.rotate) if scorer.rotates else placed
 
         return self._banks.get(key, make)[0]
 

@@ -58,6 +58,10 @@ class HeadScorer:
         return frozenset(layer for layer, _ in self.heads)
 
     @property
+    def rotates(self) -> bool:
+        return self.way.rotation
+
+    @property
     def until(self) -> int:
         return max(self.layers) + 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from x2l_cluster.compress.quantise import KEY_GROUP, quantise_tensor
 from x2l_cluster.errors import BlockCorrupt
 from x2l_cluster.kv.block import KVBlock, Quantised
-from x2l_cluster.select.question import EncodedQuestion
 from x2l_cluster.types import Quant
 
 Head = tuple[int, int]
@@ -119,6 +118,7 @@ class Bank:
         keys: (heads, entries of all chunks, head_dim).
         coords: (entries of all chunks, axes).
         lengths: entries of each chunk.
+        turned: whether ``keys`` are rotated to ``coords`` already.
         table: (chunks, longest) int64: entries of each chunk, padded with their total number; None if all are as long.
     """
 
@@ -128,6 +128,7 @@ class Bank:
     coords: Tensor
     lengths: tuple[int, ...]
     table: Tensor | None = None
+    turned: bool = False
 
     @classmethod
     def of(cls, chunks: Sequence[int], parts: Sequence[HeadKeys], dtype: torch.dtype | None = None) -> Self:
@@ -180,9 +181,12 @@ class Bank:
         """Keys (heads, entries, head_dim) of one layer's heads, in the order of ``heads``."""
         return self.keys[[i for i, head in enumerate(self.heads) if head[0] == layer]]
 
-    def rotated(self, question: EncodedQuestion) -> Bank:
-        """The same bank with its keys rotated to their coordinates (as all questions about one video share them)."""
-        return replace(self, keys=question.rotate(self.keys, self.coords))
+    def rotated(self, rotate: Callable[[Tensor, Tensor], Tensor]) -> Bank:
+        """The same bank with its keys rotated to their coordinates (as all questions about one video share them).
+
+        ``rotate`` is that of the model, ``VideoLM.rotate``.
+        """
+        return self if self.turned else replace(self, keys=rotate(self.keys, self.coords), turned=True)
 
     def by_chunk(self, x: Tensor, fill: float) -> Tensor:
         """x (..., entries) → (..., chunks, longest), short chunks filled up with ``fill``."""

@@ -32,6 +32,7 @@ class EmbeddingScorer:
     encoding: ClassVar[Encoding] = Encoding.NONE
     layers: ClassVar[frozenset[int]] = frozenset()
     until: ClassVar[int] = 0
+    rotates: ClassVar[bool] = False
 
     def index(self, block: KVBlock, visual: Tensor | None = None) -> Features:
         """Unit vectors (groups, hidden) float16. Raises UnsupportedModel for a family that tells no visual features."""
@@ -65,6 +66,7 @@ class _Blind:
     encoding: ClassVar[Encoding] = Encoding.NONE
     layers: ClassVar[frozenset[int]] = frozenset()
     until: ClassVar[int] = 0
+    rotates: ClassVar[bool] = False
 
     def index(self, block: KVBlock, visual: Tensor | None = None) -> Features:
         return Features({}, {})

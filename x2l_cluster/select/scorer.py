@@ -59,6 +59,11 @@ class ChunkScorer(Protocol):
         ...
 
     @property
+    def rotates(self) -> bool:
+        """Whether the keys of its bank may be rotated once, for all questions (``Bank.rotated``)."""
+        ...
+
+    @property
     def until(self) -> int:
         """Layers the question's forward has to run: the deepest of ``layers`` and all below; 0 for none."""
         ...

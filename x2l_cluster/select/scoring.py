@@ -58,7 +58,8 @@ def zscore(scores: Tensor) -> Tensor:
 def score_heads(question: EncodedQuestion, bank: Bank, heads: tuple[Head, ...], way: Way) -> Tensor:
     """Scores (heads, chunks), not yet comparable between heads, of query heads ``(layer, head)`` used one ``way``.
 
-    The bank holds at least the KV heads they belong to. Heads of one layer are scored together.
+    The bank holds at least the KV heads they belong to, turned only if the way rotates. Heads of one layer are scored
+    together.
     """
     chosen = list(question.tokens(way.tokens))
     rows = {head: row for row, head in enumerate(bank.heads)}
@@ -72,7 +73,8 @@ def score_heads(question: EncodedQuestion, bank: Bank, heads: tuple[Head, ...], 
         keys = bank.keys[rows_used].float()
         queries = queries.float()
         if way.rotation:
-            keys, queries = question.rotate(keys, bank.coords), question.rotate(queries, coords)
+            queries = question.rotate(queries, coords)
+            keys = keys if bank.turned else question.rotate(keys, bank.coords)
         expanded = keys if used == rows_used else keys[[rows_used.index(row) for row in used]]
         out[mine] = per_token(queries, expanded, bank, way.aggregation).mean(1)
     return out
@@ -84,11 +86,11 @@ def score_all(question: EncodedQuestion, bank: Bank, rotated: Bank | None = None
     Args:
         question: with the queries of every layer the bank has.
         bank: all KV heads of those layers.
-        rotated: ``bank.rotated(question)``; give it when many questions ask one video.
+        rotated: ``bank.rotated(question.rotate)``; give it when many questions ask one video.
 
     Layers come in rising order, ways as in ``WAYS``. Not z-scored.
     """
-    rotated = rotated or bank.rotated(question)
+    rotated = rotated or bank.rotated(question.rotate)
     layers = sorted({layer for layer, _ in bank.heads})
     sets = torch.zeros(len(TokenSet), question.coords.shape[0], device=bank.keys.device)
     for row, which in enumerate(TokenSet):
