@@ -16,6 +16,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -81,15 +82,25 @@ def _run(jobs: Sequence[Job], workers: int) -> Iterator[Video]:
     if workers == 1:
         yield from map(run_video, jobs)
         return
-    # Ctrl-C is for the parent, which then drops what has not begun.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_attend_parent)
     try:
         for done in as_completed([pool.submit(run_video, job) for job in jobs]):
             yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _attend_parent() -> None:
+    """In a worker: Ctrl-C is for the parent, which then drops what has not begun; and when it is gone, so are we."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _videos_for(questions: int, chunks: int, seed: int, recipe: Recipe) -> int:
