@@ -22,6 +22,7 @@ from x2l_cluster.cli.options import (
     Scorer,
     ScorerOption,
     Store,
+    Transport,
     VideoFile,
     VideoId,
 )
@@ -242,6 +243,20 @@ def bench_needles(
             progress=report,
         )
     show.needles(result, as_json=as_json)
+
+
+@bench.command("reload")
+def bench_reload(
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are medians.")] = 40,
+    transport: Annotated[Transport, typer.Option(help="How the embedded server is reached.")] = Transport.UNIX,
+    as_json: AsJson = False,
+) -> None:
+    """Ways of getting bytes out of Redis/Valkey, side by side: memcpy, a bare socket, our client, redis-py."""
+    from x2l_cluster.bench.reload import run_reload
+
+    with show.err.status("measuring"):
+        result = run_reload(repeats=repeats, transport=transport)
+    show.reload(result, as_json=as_json)
 
 
 @app.command()

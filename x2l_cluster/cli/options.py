@@ -24,6 +24,13 @@ class Scorer(StrEnum):
     RECENT = "recent"
 
 
+class Transport(StrEnum):
+    """How a bench reaches its server."""
+
+    UNIX = "unix"
+    TCP = "tcp"
+
+
 def _detail(text: str | Detail) -> Detail:
     try:
         return Detail.parse(text) if isinstance(text, str) else text

@@ -279,6 +279,17 @@ def needles(result: Mapping[str, Any], *, as_json: bool) -> None:
     out.print(table)
 
 
+def reload(result: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        emit(result)
+        return
+    table = _table("path", "value", "connections", "GB/s")
+    for row in result["rows"]:
+        table.add_row(row["path"], size(row["value_bytes"]), str(row["connections"]), f"{row['gbps']:.2f}")
+    out.print(table)
+    line(", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items()))
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
