@@ -190,6 +190,34 @@ def test_a_place_that_is_being_written_to_is_nobody_elses(store: HostKV) -> None
         assert room == b"m" * len(room)
 
 
+def test_closing_waits_for_nobody_and_a_writer_then_learns_of_it(store: HostKV) -> None:
+    def write(second: HostKV) -> None:
+        with second.reserve(KEY, 30 * PAGE) as room:
+            second.close()
+            store.put(replace(KEY, chunk=1), bytes(20 * PAGE))
+            with pytest.raises(StoreFull):  # the place is still the writer's
+                store.put(replace(KEY, chunk=2), bytes(40 * PAGE))
+            room[:] = bytes(30 * PAGE)
+
+    with other(store) as second, pytest.raises(StoreUnavailable):
+        write(second)
+    store.put(replace(KEY, chunk=2), bytes(60 * PAGE))
+    assert store.stats().free_bytes < 4 * PAGE
+
+
+def test_hits_and_misses_are_those_of_readers(store: HostKV) -> None:
+    store.put(KEY, b"abc")
+    store.put(KEY, b"abc")
+    store.get(KEY)
+    store.get(KEY, memoryview(bytearray(3)))
+    with store.lease(KEY):
+        pass
+    with pytest.raises(BlockMissing):
+        store.get(replace(KEY, chunk=1))
+    stats = store.stats()
+    assert (stats.hits, stats.misses) == (3, 1)
+
+
 def test_blobs_are_looked_at_once_when_they_are_put(path: Path) -> None:
     seen = []
 

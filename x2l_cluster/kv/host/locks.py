@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ class Locks:
     """One open file description of the arena: the locks taken through it live exactly as long as it is open."""
 
     def __init__(self, path: Path) -> None:
+        if sys.platform != "linux":
+            raise StoreUnavailable("the host tier needs Linux, for locks that end with their holder: use memory:")
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def share(self, byte: int) -> bool:
@@ -74,6 +77,8 @@ class Locks:
         return self._fd
 
     def _set(self, byte: int, kind: int, *, length: int = 1) -> bool:
+        if self._fd < 0:
+            raise OSError(errno.EBADF, "closed")
         try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, length, 0))
         except OSError as error:
@@ -109,11 +114,9 @@ class Mutex:
                     raise self._stuck()
                 time.sleep(nap)
                 nap = min(2 * nap, _LONGEST_NAP_S)
-            try:
-                yield
-            finally:
-                self._locks.end(MUTEX)
+            yield
         finally:
+            self._locks.end(MUTEX)
             self._thread.release()
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ The design, argued, is in ARCHITECTURE.md ("The host tier").
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,17 +22,16 @@ from x2l_cluster.kv.host.arena import Arena
 from x2l_cluster.kv.host.layout import MAX_PAGES, Layout, Word
 from x2l_cluster.kv.host.leases import Claims, Leases
 from x2l_cluster.kv.host.names import LAST_RANK, RANKS, hash_of, key_of, name_of, prefix_of
+from x2l_cluster.kv.host.reader import Reader, as_array, taken_away
 from x2l_cluster.kv.host.register import register, unregister
 from x2l_cluster.kv.host.slots import Found
 from x2l_cluster.kv.host.tables import Tables
-from x2l_cluster.kv.store import Buffer, SingleStore, missing_message, room_for
+from x2l_cluster.kv.store import Buffer, SingleStore
 from x2l_cluster.types import BlockKey, Tier
 
 Admit = Callable[[BlockKey, memoryview], None]
 """Looks at a blob as it lies in the arena, before anybody else can; raises BlockCorrupt to refuse it."""
 _PIECE: Final = 256 << 10
-_PLACES: Final = 1 << 16
-"""Places of blobs a process remembers, to find them without the arena's lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +98,16 @@ class HostKV(SingleStore):
         self._leases = Leases(self._arena.read_locks)
         self._claims = Claims(self._arena.write_locks)
         self._admit = admit
-        self._places: dict[BlockKey, Found] = {}
-        self._hits = self._misses = 0
-        self._fence = threading.Lock()
+        self._reader = Reader(self._arena, self._leases)
         self._registered = False
         self._gone: str | None = None
         _open_stores.add(self)
         if prefault:
-            self._arena.prefault()
+            try:
+                self._arena.prefault()
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def budget_bytes(self) -> int:
@@ -116,36 +116,10 @@ class HostKV(SingleStore):
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
-        if into is None:
-            return self._view(self._lease(key))
-        known = self._places.get(key)
-        if (
-            known is not None
-            and self._gone is None
-            and self._tables.shows(known.slot, known.generation)
-            and (room := self._copied(key, known, into)) is not None
-        ):
-            self._tables.touch(known.slot)
-            self._hits += 1
-            return room
-        found = self._lease(key)
-        try:
-            if (room := self._copied(key, found, into)) is None:
-                raise self._taken_away(key)
-            return room
-        finally:
-            self._leases.end(found.slot)
-
-    def _copied(self, key: BlockKey, found: Found, into: memoryview) -> memoryview | None:
-        """A copy, None if the slot was given away before its end; so a copy needs no lease, and no call of the kernel.
-
-        Who gives a slot away says so in its word before anybody writes to its pages. Taking a lock keeps the processor
-        from reading the word before the bytes.
-        """
-        room = room_for(key, found.size, into)
-        _bytes(room)[:] = self._arena.pages[found.start : found.start + found.size]
-        with self._fence:
-            return room.toreadonly() if self._tables.holds(found.slot, found.generation) else None
+        self._check()
+        if into is not None:
+            return self._reader.copy(key, into)
+        return self._reader.view(self._reader.lease(key))
 
     @contextmanager
     def lease(self, key: BlockKey) -> Iterator[memoryview]:
@@ -154,56 +128,25 @@ class HostKV(SingleStore):
         A copy that runs on by itself (to a device) must have ended before. Raises BlockMissing, on leaving too, if the
         slot was given away meanwhile, which only damage to the arena can do.
         """
-        found = self._lease(key)
-        view = self._view(found)
+        self._check()
+        found = self._reader.lease(key)
+        view = self._reader.view(found)
         try:
             yield view
             if not self._tables.holds(found.slot, found.generation):
-                raise self._taken_away(key)
+                raise taken_away(key)
         finally:
             with suppress(BufferError):
                 view.release()
 
-    def _view(self, found: Found) -> memoryview:
-        blob = self._arena.pages[found.start : found.start + found.size]
-        weakref.finalize(blob, self._leases.end, found.slot).atexit = False
-        return blob.data.toreadonly()
-
-    def _taken_away(self, key: BlockKey) -> BlockMissing:
-        return BlockMissing(f"block {key} was taken away while it was read: answer coarse, or read it again")
-
-    def _lease(self, key: BlockKey) -> Found:
-        """Where the blob is, under a lease. By memory first: a lease, then the generation; no lock of the arena."""
-        self._check()
-        if (found := self._places.get(key)) is not None and self._leases.take(found.slot):
-            if self._tables.shows(found.slot, found.generation):
-                self._tables.touch(found.slot)
-                self._hits += 1
-                return found
-            self._leases.end(found.slot)
-        name = name_of(key)
-        with errors_as_store(self._arena.path), self._arena.reading() as tables:
-            slot = tables.find(name)
-            if slot is None or not self._leases.take(slot):
-                self._misses += 1
-                self._places.pop(key, None)
-                raise BlockMissing(missing_message(key, f"the arena {self._arena.path}"))
-            tables.touch(slot)
-            found = tables.found(slot)
-        if len(self._places) >= _PLACES:
-            self._places.clear()
-        self._places[key] = found
-        self._hits += 1
-        return found
-
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def put(self, key: BlockKey, blob: Buffer) -> None:
-        mine = _bytes(memoryview(blob))
+        mine = as_array(memoryview(blob))
         if self._has(key, mine):
             return
         with self.reserve(key, len(mine)) as room:
-            _bytes(room)[:] = mine
+            as_array(room)[:] = mine
 
     @contextmanager
     def reserve(self, key: BlockKey, size_bytes: int) -> Iterator[memoryview]:
@@ -238,18 +181,19 @@ class HostKV(SingleStore):
 
     def _abort(self, found: Found) -> None:
         try:
-            with suppress(StoreUnavailable), self._arena.changing() as tables:
+            with suppress(StoreUnavailable), errors_as_store(self._arena.path), self._arena.changing() as tables:
                 tables.abort(found)
         finally:  # without the lock's holder in our way the slot is free now; else whoever needs room next frees it
             self._claims.end(found.slot)
 
     def _has(self, key: BlockKey, mine: npt.NDArray[np.uint8]) -> bool:
-        with suppress(BlockMissing), self.lease(key) as view:
-            if len(view) != len(mine):
-                return False
-            theirs = _bytes(view)
+        with suppress(BlockMissing):
+            found = self._reader.lease(key, counts=False)
+            theirs = as_array(self._reader.view(found))
             pieces = range(0, len(mine), _PIECE)
-            return all(np.array_equal(mine[at : at + _PIECE], theirs[at : at + _PIECE]) for at in pieces)
+            return len(mine) == len(theirs) and all(
+                np.array_equal(mine[at : at + _PIECE], theirs[at : at + _PIECE]) for at in pieces
+            )
         return False
 
     def delete(self, keys: Iterable[BlockKey]) -> int:
@@ -298,8 +242,8 @@ class HostKV(SingleStore):
                 held_bytes=tables.held_bytes(),
                 evicted=dict(zip((*RANKS, "other"), evicted, strict=True)),
                 rebuilt=tables.counter(Word.REBUILT),
-                hits=self._hits,
-                misses=self._misses,
+                hits=self._reader.hits,
+                misses=self._reader.misses,
                 leases=len(self._leases),
                 oldest_lease_s=self._leases.oldest_s(),
             )
@@ -326,7 +270,6 @@ class HostKV(SingleStore):
             self._gone = "this store was closed"
             if self._registered:
                 unregister(self._arena)
-            self._places.clear()
             self._leases.close()
             self._claims.close()
             self._arena.close()
@@ -353,7 +296,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _bytes(view: memoryview) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(view, dtype=np.uint8) if view.nbytes else np.empty(0, dtype=np.uint8)
