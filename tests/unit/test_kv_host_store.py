@@ -355,6 +355,16 @@ def test_another_budget_makes_a_new_arena_only_when_nobody_uses_the_old_one(path
         assert list(store.keys("ada", "v1")) == []
 
 
+def test_a_new_arena_does_not_hurt_who_looks_at_the_old_one(path: Path) -> None:
+    """A forked child, say, which holds no lock."""
+    with HostKV(path, budget_bytes=64 * PAGE, page_bytes=PAGE) as store:
+        store.put(KEY, fill(KEY, 5000))
+        unguarded = store._arena.pages
+    with HostKV(path, budget_bytes=32 * PAGE, page_bytes=PAGE) as store:
+        store.put(KEY, b"abc")
+        assert unguarded[:5000].tobytes() == fill(KEY, 5000)
+
+
 def test_blobs_outlive_all_their_users(path: Path) -> None:
     for _ in range(3):
         with HostKV(path, budget_bytes=64 * PAGE, page_bytes=PAGE) as store:

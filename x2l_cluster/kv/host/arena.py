@@ -48,8 +48,7 @@ class Arena:
                 with suppress(FileNotFoundError):
                     self._open(path, attempt, patience_s)
                     with self.mutex.held():
-                        if self._is_current():
-                            self._attach(wanted)
+                        if self._is_current() and self._attach(wanted):
                             opened.pop_all()
                             break
                 attempt.close()
@@ -127,14 +126,22 @@ class Arena:
         self.probe = opened.enter_context(closing(Locks(path)))
         self._file = opened.enter_context(closing(Locks(path)))
 
-    def _attach(self, wanted: Layout) -> None:
-        """Maps the file as it should be. Who is alone makes the tables anew, so that damage to them does not last."""
+    def _attach(self, wanted: Layout) -> bool:
+        """Maps the file; False when it had to be thrown away and another one is to be made.
+
+        Blobs are copies of what other tiers keep, so they may go with it. It is removed, not emptied: whoever still
+        looks at a mapping of it is not hurt. Who is alone makes the tables anew, so that damage to them does not last.
+        """
         fd = self._file.fd
-        found = Layout.unpack(os.pread(fd, STATIC_BYTES, 0), os.fstat(fd).st_size)
+        size = os.fstat(fd).st_size
+        found = Layout.unpack(os.pread(fd, STATIC_BYTES, 0), size)
         alone = self.probe.claim(USERS)
         try:
-            if alone and found != wanted:
+            if alone and not size:
                 self._create(wanted)
+            elif alone and found != wanted:
+                self.path.unlink()
+                return False
             elif isinstance(found, Layout):
                 self._map(found)
                 if alone:
@@ -147,10 +154,10 @@ class Arena:
                 )
         finally:
             self.probe.end(USERS)
-        self.read_locks.share(USERS)
+        return self.read_locks.share(USERS) and self.write_locks.share(USERS)
 
     def _create(self, layout: Layout) -> None:
-        """Blobs are copies of what other tiers keep, so whatever was in the file may go. The front is written last."""
+        """Makes an empty file an arena. Its front is written last; what died before that is thrown away."""
         fd = self._file.fd
         place = os.statvfs(self.path)
         if layout.total_bytes > place.f_blocks * place.f_frsize:
@@ -158,7 +165,6 @@ class Arena:
                 f"an arena of {layout.total_bytes} bytes does not fit into {self.path.parent}, which has "
                 f"{place.f_blocks * place.f_frsize}: lower the budget or give it more space"
             )
-        os.ftruncate(fd, 0)
         try:
             os.ftruncate(fd, layout.total_bytes)
             os.posix_fallocate(fd, 0, layout.pages_at)

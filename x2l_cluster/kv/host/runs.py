@@ -40,6 +40,7 @@ class Runs:
         self._befores = befores
         self._heads = heads
         self.pages = len(tags)
+        self._classes = size_class(self.pages) + 1
 
     def clear(self) -> None:
         """No page is free."""
@@ -102,7 +103,7 @@ class Runs:
                 return at - 1
             at = self._nexts[at - 1]
             glances += 1
-        for bin_ in range(own + 1, BINS):
+        for bin_ in range(own + 1, self._classes):
             if head := self._heads[bin_]:
                 return head - 1
         while at:
