@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -36,7 +37,7 @@ def say(word: str) -> None:
     sys.stdout.flush()
 
 
-def work(store: HostKV, dice: random.Random, rounds: int) -> None:
+def work(store: HostKV, dice: random.Random, rounds: int, tell: Callable[[str], object] = say) -> None:
     mine = memoryview(bytearray(10 * PAGE))
     held: list[tuple[BlockKey, memoryview]] = []
     for number in range(rounds):
@@ -60,7 +61,7 @@ def work(store: HostKV, dice: random.Random, rounds: int) -> None:
         if len(held) > 2:
             verify(*held.pop(0))
         if number % 100 == 0:
-            say("round")
+            tell("round")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.arena import KEY, PAGE, check, fill, in_shared_memory
-from tests.integration.arena_user import BUDGET, KEYS, verify
+from tests.integration.arena_user import BUDGET, KEYS, verify, work
 from x2l_cluster.errors import BlockMissing, StoreFull
 from x2l_cluster.kv.host import HostKV
 
@@ -124,6 +125,16 @@ def test_processes_that_live_come_to_their_end(path: Path) -> None:
             assert one.stdout is not None
             assert one.stdout.read().endswith("done\n")
             assert one.wait() == 0
+        assert store.stats().rebuilt == 0
+        sound(store)
+
+
+def test_threads_of_one_process_see_whole_blobs(path: Path) -> None:
+    with opened(path) as store:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(work, store, random.Random(seed), 400, lambda word: None) for seed in range(4)]:
+                done.result()
+        assert store.stats().leases == 0
         assert store.stats().rebuilt == 0
         sound(store)
 
