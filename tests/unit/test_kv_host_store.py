@@ -48,6 +48,25 @@ def test_two_stores_of_one_path_share_blobs(store: HostKV) -> None:
             second.get(KEY, memoryview(bytearray(10)))
 
 
+def test_hashes_that_meet_by_chance_or_malice_mix_nothing_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("names", "store"):
+        monkeypatch.setattr(f"x2l_cluster.kv.host.{module}.hash_of", lambda text: 7)
+    with HostKV(path, budget_bytes=64 * PAGE, page_bytes=PAGE) as store:
+        theirs, elsewhere = replace(KEY, tenant="bob"), replace(KEY, video="v2")
+        for key in (KEY, theirs, elsewhere):
+            store.put(key, fill(key, 100))
+        for key in (KEY, theirs, elsewhere):
+            assert store.get(key) == fill(key, 100)
+        assert list(store.keys("ada", "v1")) == [KEY]
+        assert (store.held_bytes("ada"), store.held_bytes("bob")) == (200, 100)
+        assert store.delete_video("ada", "v1") == 100
+        with pytest.raises(BlockMissing):
+            store.get(KEY)
+        assert store.get(theirs) == fill(theirs, 100)
+        store.delete([elsewhere])
+        assert list(store.keys("bob", "v1")) == [theirs]
+
+
 def test_what_was_deleted_under_a_lease_is_seen_by_its_holder_only(store: HostKV) -> None:
     store.put(KEY, b"abc")
     held = store.get(KEY)
