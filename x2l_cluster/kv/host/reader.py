@@ -29,6 +29,7 @@ class Reader:
     def __init__(self, arena: Arena, leases: Leases) -> None:
         self._arena = arena
         self._tables = arena.tables
+        self._bytes = arena.pages.data
         self._leases = leases
         self._places: dict[BlockKey, Found] = {}
         self._fence = threading.Lock()
@@ -76,10 +77,11 @@ class Reader:
         """None if the slot was given away before the end of the copy.
 
         Who gives a slot away says so in its word before anybody writes to its pages. Taking a lock keeps the processor
-        from reading the word again before the bytes.
+        from reading the word again before the bytes. Copied from view to view: for a stripe of a megabyte that has
+        just emptied the caches, numpy's way to the same memmove costs a tenth of it.
         """
         room = room_for(key, found.size, into)
-        as_array(room)[:] = self._arena.pages[found.start : found.start + found.size]
+        room[:] = self._bytes[found.start : found.start + found.size]
         with self._fence:
             return room.toreadonly() if self._tables.holds(found.slot, found.generation) else None
 

@@ -61,7 +61,7 @@ class HostKV(SingleStore):
     it while reading, not for good.
 
     Args:
-        path: the file, on tmpfs (``/dev/shm/…``); made when missing. One a node, or pod.
+        path: the file, on tmpfs (``/dev/shm/…``), best one mounted with ``huge=always``; made when missing. One a node, or pod.
         budget_bytes: memory for blobs. An arena in use keeps the budget it was made with (see :attr:`budget_bytes`).
         page_bytes: what a blob's place is rounded up to.
         prefault: whether to take all memory now; touching it for the first time is slower than copying.
@@ -84,7 +84,7 @@ class HostKV(SingleStore):
         page_bytes: int = 16 << 10,
         prefault: bool = False,
         admit: Admit | None = None,
-        patience_s: float = 5.0,
+        patience_s: float = 2.0,
     ) -> None:
         if page_bytes < 4096 or page_bytes & (page_bytes - 1) or not 1 <= budget_bytes // page_bytes <= MAX_PAGES:
             raise InvalidInput(
