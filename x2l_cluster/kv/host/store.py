@@ -61,7 +61,8 @@ class HostKV(SingleStore):
     it while reading, not for good.
 
     Args:
-        path: the file, on tmpfs (``/dev/shm/…``), best one mounted with ``huge=always``; made when missing. One a node, or pod.
+        path: the file, on tmpfs (``/dev/shm/…``), best one mounted with ``huge=always``; made when missing. One a node,
+            or pod.
         budget_bytes: memory for blobs. An arena in use keeps the budget it was made with (see :attr:`budget_bytes`).
         page_bytes: what a blob's place is rounded up to.
         prefault: whether to take all memory now; touching it for the first time is slower than copying.
