@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from x2l_cluster import reference
-from x2l_cluster.needles import KINDS, make_questions, make_script
+from x2l_cluster.needles import KINDS, make_questions, make_script, needed_chunks
 from x2l_cluster.needles.drawing import render
 from x2l_cluster.reference.augment import augment
 from x2l_cluster.reference.data import Codec, make_batch
@@ -88,6 +88,18 @@ def test_policies_do_what_they_are_called() -> None:
     assert states["auto"][chunk] == FINE
     assert int((states["auto"] == FINE).sum()) in {1, 2}
     assert (states["random2"] == FINE).sum() == 2
+
+
+def test_global_questions_are_trained_with_the_chunks_sharp_that_a_scorer_would_pick() -> None:
+    rng = random.Random(0)
+    picked = []
+    for seed in range(40):
+        for question in make_questions(make_script(seed, groups=96), per_kind={"count": 6}):
+            shown = set(needed_chunks(question, SPANS))
+            fine = set((training_states(question, SPANS, rng) == FINE).nonzero()[:, 0].tolist())
+            if shown and 0 < len(fine) <= 3:
+                picked.append(fine <= shown)
+    assert 0.5 < sum(picked) / len(picked) < 0.95
 
 
 def test_the_curriculum_covers_every_step_and_ends_long() -> None:

@@ -20,10 +20,11 @@ def _all(state: int, chunks: int) -> torch.Tensor:
     return torch.full((chunks,), state, dtype=torch.uint8)
 
 
-def _mix(rng: random.Random, chunks: int, needed: list[int], extra: int) -> torch.Tensor:
-    """Everything coarse but the needed chunks and ``extra`` others: what a reload plan makes."""
+def _mix(rng: random.Random, chunks: int, needed: list[int], extra: int, likely: list[int]) -> torch.Tensor:
+    """Everything coarse but the needed chunks and ``extra`` others, of the ``likely`` ones if any."""
     out = _all(COARSE, chunks)
-    out[rng.sample(range(chunks), min(chunks, extra))] = FINE
+    pool = likely or range(chunks)
+    out[rng.sample(pool, min(len(pool), extra))] = FINE
     out[needed] = FINE
     return out
 
@@ -32,12 +33,21 @@ def _needed(question: Question, spans: Spans) -> list[int]:
     return [] if question.kind in _GLOBAL else needed_chunks(question, spans)
 
 
+def _likely(question: Question, spans: Spans) -> list[int]:
+    """Chunks that a scorer brings back sharp although they need not be: those that show what a global question names.
+
+    A model that never saw such a mixture in training counts the sharp scene twice, or only that one.
+    """
+    return needed_chunks(question, spans) if question.kind in _GLOBAL else []
+
+
 def policy_states(question: Question, spans: Spans, rng: random.Random, policy: str) -> torch.Tensor:
-    """``(C,)`` states under a policy of ``POLICIES``; ``auto`` stands for a plan of one chunk more than needed."""
+    """``(C,)`` states under a policy of ``POLICIES``; ``auto`` stands for a plan of one chunk more than is needed."""
     if policy in _WHOLE:
         return _all(_WHOLE[policy], len(spans))
     needed = [] if policy == "random2" else _needed(question, spans)
-    return _mix(rng, len(spans), needed, {"needed": 0, "auto": 1, "random2": 2}[policy])
+    likely = _likely(question, spans) if policy == "auto" else []
+    return _mix(rng, len(spans), needed, {"needed": 0, "auto": 1, "random2": 2}[policy], likely)
 
 
 def training_states(question: Question, spans: Spans, rng: random.Random) -> torch.Tensor:
@@ -51,4 +61,5 @@ def training_states(question: Question, spans: Spans, rng: random.Random) -> tor
         return out
     if question.kind != "retrieval" and draw < (0.62 if needed else 0.72):
         return _all(COARSE, n)
-    return _mix(rng, n, needed, 0 if draw < 0.80 else rng.choice((1, 1, 2, 2, 3)))
+    likely = _likely(question, spans) if rng.random() < 0.7 else []
+    return _mix(rng, n, needed, 0 if draw < 0.80 else rng.choice((1, 1, 2, 2, 3)), likely)
