@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from x2l_cluster.errors import InvalidInput, StoreFull, StoreUnavailable
 from x2l_cluster.kv.connect import shown
 from x2l_cluster.kv.disk import DiskKV
+from x2l_cluster.kv.host import HostKV
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.open import open_kv
 from x2l_cluster.kv.remote import RemoteKV
@@ -38,6 +40,17 @@ def test_urls_name_stores(tmp_path: Path) -> None:
         with open_kv(url) as blobs, open_state(url) as manifests:
             assert type(blobs) is kv
             assert type(manifests) is state
+
+
+def test_an_arena_is_opened_by_url_and_bad_ones_are_refused() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        with open_kv(f"l=host:{folder}/arena?budget={8 << 20};memory:") as store:
+            assert isinstance(store.route("l"), HostKV)
+            store.put(KEY, b"x")
+            assert bytes(store.get(KEY)) == b"x"
+        for bad in ("host:", f"host:{folder}/a?budget=much", f"host:{folder}/a?bugdet=1"):
+            with pytest.raises(InvalidInput):
+                open_kv(bad)
 
 
 def test_one_folder_serves_both(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from x2l_cluster.errors import InvalidInput
 from x2l_cluster.kv.connect import SCHEMES
@@ -13,14 +14,19 @@ from x2l_cluster.kv.routed import RoutedKV
 from x2l_cluster.kv.store import KVStore
 from x2l_cluster.types import Kind
 
-USAGE = "memory:, disk:PATH, redis://…, valkey://…, unix:///SOCKET, or by kind: l=URL;h=URL;x=URL;DEFAULT"
+HOST_BUDGET_BYTES = 1 << 30
+USAGE = (
+    "memory:, disk:PATH, host:FILE?budget=BYTES, redis://…, valkey://…, unix:///SOCKET, "
+    "or by kind: l=URL;h=URL;x=URL;DEFAULT"
+)
 
 
 def open_kv(url: str) -> KVStore:
     """The store a URL names; close it when done.
 
-    ``memory:``; ``disk:PATH`` (blobs under ``PATH/kv``); ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or
-    ``unix:///SOCKET``; or several by kind, ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest.
+    ``memory:``; ``disk:PATH`` (blobs under ``PATH/kv``); ``host:FILE?budget=BYTES`` (FILE on a tmpfs: ``/dev/shm/x2l``);
+    ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix:///SOCKET``; or several by kind,
+    ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest.
 
     Raises:
         InvalidInput: no such kind of store, or none for the rest.
@@ -52,8 +58,21 @@ def _open_one(url: str) -> KVStore:
         return MemoryKV()
     if scheme == "disk" and rest:
         return DiskKV(Path(rest).expanduser() / "kv")
+    if scheme == "host" and rest:
+        return _open_host(rest)
     if scheme in SCHEMES and rest.startswith("//"):
         from x2l_cluster.kv.remote import RemoteKV
 
         return RemoteKV(url)
     raise InvalidInput(f"no store is called {scheme or url!r}; give {USAGE}")
+
+
+def _open_host(rest: str) -> KVStore:
+    path, _, query = rest.partition("?")
+    options = dict(parse_qsl(query))
+    budget = options.pop("budget", str(HOST_BUDGET_BYTES))
+    if options or not budget.isdigit() or not path:
+        raise InvalidInput(f"host:{rest} is no arena; give host:FILE?budget=BYTES, with FILE on a tmpfs")
+    from x2l_cluster.kv.host import HostKV
+
+    return HostKV(Path(path), budget_bytes=int(budget))
