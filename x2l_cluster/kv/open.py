@@ -24,7 +24,7 @@ USAGE = (
 def open_kv(url: str) -> KVStore:
     """The store a URL names; close it when done.
 
-    ``memory:``; ``disk:PATH`` (blobs under ``PATH/kv``); ``host:FILE?budget=BYTES`` (FILE on a tmpfs: ``/dev/shm/x2l``);
+    ``memory:``; ``disk:PATH`` (in ``PATH/kv``); ``host:FILE?budget=BYTES`` (FILE on a tmpfs, ``/dev/shm/x2l``);
     ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix:///SOCKET``; or several by kind,
     ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest.
 
