@@ -1,7 +1,7 @@
 """Run as a program: the stock processor and the stock model on an mp4, in a process of their own.
 
 The stock video processor needs torchvision, whose published build does not register its operators beside a CPU build
-of torch; the two that its import asks for are declared here. Arguments: checkpoint, mp4, question, size, output.
+of torch; the two that its import asks for are declared here. Arguments: checkpoint, mp4, question, output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 from transformers.video_utils import VideoMetadata  # noqa: E402
 
 
-def main(checkpoint: str, path: str, question: str, size: int, output: str) -> None:
+def main(checkpoint: str, path: str, question: str, output: str) -> None:
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with av.open(path) as container:
@@ -33,7 +33,6 @@ def main(checkpoint: str, path: str, question: str, size: int, output: str) -> N
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    pixels = size * size * len(frames)
     inputs = processor(
         text=[text],
         videos=[video],
@@ -46,7 +45,6 @@ def main(checkpoint: str, path: str, question: str, size: int, output: str) -> N
             )
         ],
         do_sample_frames=False,
-        size={"shortest_edge": pixels, "longest_edge": pixels},
         return_tensors="pt",
     )
     inputs.pop("video_metadata", None)
@@ -57,4 +55,4 @@ def main(checkpoint: str, path: str, question: str, size: int, output: str) -> N
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
+    main(*sys.argv[1:])

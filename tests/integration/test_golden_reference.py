@@ -57,7 +57,6 @@ def test_ratio_1_on_a_decoded_mp4_is_the_stock_processor_and_model(film, tmp_pat
         str(BUNDLED["reference"]),
         str(film),
         question,
-        str(recipe.height),
         str(output),
     ]
     done_stock = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)

@@ -15,7 +15,10 @@ from x2l_cluster.kv.wire.deadline import Deadline
 from x2l_cluster.kv.wire.errors import Late
 from x2l_cluster.kv.wire.gate import PATIENCE, Gate, Priority
 
-LONG = Deadline(60)
+
+def long() -> Deadline:
+    """Longer than any test; made when it is wanted, since a test may run long after its module was imported."""
+    return Deadline(60)
 
 
 class Queue:
@@ -29,7 +32,7 @@ class Queue:
         before = self.gate.waiting
 
         def wait() -> None:
-            self.gate.enter(nbytes, priority, LONG)
+            self.gate.enter(nbytes, priority, long())
             self.order.append(name)
 
         future = self._pool.submit(wait)
@@ -44,7 +47,7 @@ class Queue:
 def test_the_more_important_go_first_and_equals_in_their_order() -> None:
     gate = Gate(transfers=1, cap_bytes=100)
     queue = Queue(gate)
-    gate.enter(10, Priority.WRITE, LONG)
+    gate.enter(10, Priority.WRITE, long())
     waiting = [
         queue.join(name, 10, priority)
         for name, priority in [
@@ -72,7 +75,7 @@ def test_the_more_important_go_first_and_equals_in_their_order() -> None:
 def test_bytes_are_capped_and_nobody_slips_past_who_needs_more_room() -> None:
     gate = Gate(transfers=10, cap_bytes=100)
     queue = Queue(gate)
-    gate.enter(60, Priority.FINE, LONG)
+    gate.enter(60, Priority.FINE, long())
     large = queue.join("large", 50, Priority.FINE)
     small = queue.join("small", 10, Priority.FINE)
     assert (gate.waiting, large.done(), small.done()) == (2, False, False)
@@ -90,7 +93,7 @@ def test_bytes_are_capped_and_nobody_slips_past_who_needs_more_room() -> None:
 def test_what_is_larger_than_the_cap_goes_alone() -> None:
     gate = Gate(transfers=10, cap_bytes=100)
     queue = Queue(gate)
-    gate.enter(500, Priority.FINE, LONG)
+    gate.enter(500, Priority.FINE, long())
     other = queue.join("other", 1, Priority.MANIFEST)
     assert not other.done()
     gate.leave(500)
@@ -105,7 +108,7 @@ def test_what_is_larger_than_the_cap_goes_alone() -> None:
 def test_nobody_is_overtaken_for_ever() -> None:
     gate = Gate(transfers=1, cap_bytes=100)
     queue = Queue(gate)
-    gate.enter(1, Priority.FINE, LONG)
+    gate.enter(1, Priority.FINE, long())
     queue.join("write", 1, Priority.WRITE)
     for n in range(PATIENCE + 5):
         queue.join(f"fine {n}", 1, Priority.FINE)
@@ -120,7 +123,7 @@ def test_nobody_is_overtaken_for_ever() -> None:
 def test_who_waits_too_long_is_late_and_holds_nobody_up() -> None:
     gate = Gate(transfers=4, cap_bytes=100)
     queue = Queue(gate)
-    gate.enter(60, Priority.FINE, LONG)
+    gate.enter(60, Priority.FINE, long())
     started = monotonic()
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(gate.enter, 90, Priority.MANIFEST, Deadline(0.05))
@@ -145,7 +148,7 @@ def test_the_caps_hold_and_all_get_through(transfers: int, cap: int, wishes: lis
     gate, lock, inside = Gate(transfers=transfers, cap_bytes=cap), Lock(), []
 
     def go(wish: tuple[int, Priority]) -> None:
-        gate.enter(*wish, LONG)
+        gate.enter(*wish, long())
         with lock:
             inside.append(wish[0])
             assert len(inside) <= transfers
