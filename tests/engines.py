@@ -38,11 +38,11 @@ def engine(
     return VideoEngine(lm, Stores.open(store, fine=fine), **options)
 
 
-def mosaic(path: Path, seconds: int, seed: int = 0, fps: float = 2.0) -> Path:
-    """Blocks of random colours, another picture at every frame."""
+def mosaic(path: Path, seconds: int, seed: int = 0, fps: float = 2.0, side: int = 12) -> Path:
+    """Four by four blocks of random colours, ``side`` pixels each, another picture at every frame."""
     rng = np.random.default_rng(seed)
     frames = (
-        np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+        np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((side, side, 1))).astype(np.uint8)
         for _ in range(int(seconds * fps))
     )
     write_video(path, frames, fps=fps)

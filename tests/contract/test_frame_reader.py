@@ -185,6 +185,7 @@ def test_the_clock_of_a_slow_container_does_not_cost_a_frame() -> None:
 
 
 def test_each_file_goes_to_the_library_that_reads_it_right(samples: dict[str, Sample]) -> None:
-    routed = {name: route(sample.timeline) for name, sample in samples.items()}
+    assert {route(sample.timeline, moments=False) for sample in samples.values()} == {"pyav"}
+    routed = {name: route(sample.timeline, moments=True) for name, sample in samples.items()}
     by_decord = {"cfr.mp4", "vfr.mp4", "late.mp4", "cfr.mkv", "vfr.mkv", "cfr.mov"}
     assert {name for name, reader in routed.items() if reader == "decord"} == by_decord

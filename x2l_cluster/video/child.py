@@ -69,7 +69,8 @@ def _serve(request: Mapping[str, Any], messages: queue.Queue[Message | None]) ->
 
     timeline = scan(request["path"], beat)
     picks = _picks(request, timeline)
-    name = route(timeline) if request["reader"] == "auto" else request["reader"]
+    moments = request["moments_s"] is not None
+    name = route(timeline, moments=moments) if request["reader"] == "auto" else request["reader"]
     opened = {"type": "opened", "reader": name, "info": asdict(timeline.info), "end_s": picks.end_s}
     messages.put((opened, picks.times_s.tobytes()))
     fit = Fit(max_side=request["max_side"], batch_bytes=request["batch_bytes"])
