@@ -106,4 +106,4 @@ def room_for(key: BlockKey, nbytes: int, into: memoryview) -> memoryview:
 
 
 def missing_message(key: BlockKey, where: str) -> str:
-    return f"block {key} is not in {where}: answer coarse, or index the video again"
+    return f"block {key} is not in {where}: answer coarse, or repair the index"

@@ -184,10 +184,14 @@ class Manifests:
     def _merge(self, slot: Slot, snapshot: Snapshot, rows: tuple[ChunkRow, ...]) -> _Seen:
         manifest, born, chunks, _ = decode_head(snapshot.head)
         if (manifest.tenant, manifest.video, manifest.recipe.digest) != slot:
-            raise ManifestCorrupt(f"the manifest kept for {'/'.join(slot)} is another one's: index the video again")
+            raise ManifestCorrupt(
+                f"the manifest kept for {'/'.join(slot)} is another one's: delete the video and index it again"
+            )
         rows = merge_rows(rows, snapshot.records)
         if len(rows) != chunks:
-            raise ManifestCorrupt(f"video {slot.video} has {len(rows)} of {chunks} manifest rows: index it again")
+            raise ManifestCorrupt(
+                f"video {slot.video} has {len(rows)} of {chunks} manifest rows: delete it and index it again"
+            )
         seen = _Seen(snapshot.head, born, snapshot.cursor, replace(manifest, chunks=rows))
         return self._remember(slot, seen)
 
