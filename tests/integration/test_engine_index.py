@@ -23,6 +23,7 @@ from x2l_cluster.errors import (
     DecodeTimeout,
     InvalidInput,
     InvalidRecipe,
+    ManifestCorrupt,
     StaleEpoch,
     StoreFull,
     StoreUnavailable,
@@ -371,6 +372,18 @@ def test_a_delete_whose_store_was_away_can_be_made_again(film, tmp_path):
         assert x2l.delete(manifest.video) > 0
         with pytest.raises(UnknownVideo):
             x2l.delete(manifest.video)
+
+
+def test_a_video_whose_manifest_is_damaged_can_be_deleted_and_indexed_again(film, tmp_path):
+    with engine(f"disk:{tmp_path}") as x2l:
+        video = x2l.index(film, **SMALL).video
+    (head,) = (tmp_path / "state").rglob("head")
+    head.write_bytes(head.read_bytes()[:-7] + b"garbage")
+    with engine(f"disk:{tmp_path}") as x2l:
+        with pytest.raises(ManifestCorrupt, match="delete"):
+            x2l.ask(video, "What is it?")
+        assert x2l.delete(video) > 0
+        assert x2l.index(film, **SMALL).status is IndexStatus.READY
 
 
 def test_state_that_survives_wants_coarse_blocks_that_survive(tmp_path):

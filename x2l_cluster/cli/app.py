@@ -145,7 +145,8 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a video: its index, its blocks, its kept source."""
-    with opened.engine(model, store, fine_store, video=video) as engine:
+    # Not looked up first: what is left of a video without a readable manifest can be deleted too.
+    with opened.engine(model, store, fine_store) as engine:
         freed = engine.delete(video)
     show.deleted(video, freed, as_json=as_json)
 

@@ -13,7 +13,7 @@ from x2l_cluster.engine.decode import Generation
 from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.prefill import Prefilled
 from x2l_cluster.engine.stores import Stores
-from x2l_cluster.errors import InvalidInput, SourceMissing, UnknownVideo
+from x2l_cluster.errors import InvalidInput, ManifestCorrupt, SourceMissing, UnknownVideo
 from x2l_cluster.models import VideoLM, load_model
 from x2l_cluster.models.registry import find_checkpoint
 from x2l_cluster.select import Calibration, get_scorer
@@ -239,7 +239,7 @@ class VideoEngine:
         best = max(own, key=lambda record: (record.status is IndexStatus.READY, record.epoch))
         return self.stores.state.manifest(tenant, video, best.recipe.digest)
 
-    def videos(self, *, tenant: str = LOCAL_TENANT) -> Sequence[VideoRecord]:
+    def videos(self, *, tenant: str = LOCAL_TENANT) -> list[VideoRecord]:
         return self.stores.state.videos(tenant)
 
     def frame(self, video: str | Manifest, time_s: float, *, tenant: str = LOCAL_TENANT) -> tuple[Pixels, float]:
@@ -260,7 +260,11 @@ class VideoEngine:
         all the same, and the call can be made again. Raises UnknownVideo and StoreUnavailable.
         """
         check_name("video id", video)
-        sources = {r.source.id: r.source for r in self.videos(tenant=tenant) if r.video == video and r.source}
+        try:
+            records = self.videos(tenant=tenant)
+        except ManifestCorrupt:  # a damaged manifest must not keep its video from being deleted; its source stays
+            records = []
+        sources = {r.source.id: r.source for r in records if r.video == video and r.source}
         known = self.stores.state.delete(tenant, video)
         self._answerer.forget(tenant, video)
         for source in sources.values():
