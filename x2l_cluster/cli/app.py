@@ -137,17 +137,10 @@ def videos(store: Store = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def delete(
-    video: VideoId,
-    model: ModelName = None,
-    store: Store = None,
-    fine_store: FineStore = None,
-    as_json: AsJson = False,
-) -> None:
+def delete(video: VideoId, store: Store = None, fine_store: FineStore = None, as_json: AsJson = False) -> None:
     """Delete a video: its index, its blocks, its kept source."""
-    # Not looked up first: what is left of a video without a readable manifest can be deleted too.
-    with opened.engine(model, store, fine_store) as engine:
-        freed = engine.delete(video)
+    with opened.stores(store, fine_store) as stores:
+        freed = stores.delete_video(LOCAL_TENANT, video)
     show.deleted(video, freed, as_json=as_json)
 
 

@@ -19,6 +19,7 @@ from x2l_cluster.types import LOCAL_TENANT
 
 if TYPE_CHECKING:
     from x2l_cluster.engine import VideoEngine
+    from x2l_cluster.engine.stores import Stores
     from x2l_cluster.settings import Settings
     from x2l_cluster.state.base import StateStore
 
@@ -45,6 +46,19 @@ def state(store: str | None) -> Iterator[StateStore]:
 
     with open_state(store or settings().store) as opened:
         yield opened
+
+
+@contextmanager
+def stores(store: str | None, fine_store: str | None) -> Iterator[Stores]:
+    """Everything kept of videos, without a model."""
+    from x2l_cluster.engine.stores import Stores
+
+    wanted = settings()
+    opened = Stores.open(store or wanted.store, fine=fine_store or wanted.fine_store)
+    try:
+        yield opened
+    finally:
+        opened.close()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from x2l_cluster.engine.decode import Generation
 from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.prefill import Prefilled
 from x2l_cluster.engine.stores import Stores
-from x2l_cluster.errors import InvalidInput, ManifestCorrupt, SourceMissing, UnknownVideo
+from x2l_cluster.errors import InvalidInput, SourceMissing, UnknownVideo
 from x2l_cluster.models import VideoLM, load_model
 from x2l_cluster.models.registry import find_checkpoint
 from x2l_cluster.select import Calibration, get_scorer
@@ -134,7 +134,7 @@ class VideoEngine:
                 self.stores.state.bind(tenant, source.id, name)
                 return known
             finally:
-                if not self._source_in_use(tenant, source.id):
+                if not self.stores.source_in_use(tenant, source.id):
                     self.stores.sources.delete(tenant, source)
 
     def _id_for(self, tenant: str, content: str, wished: str | None) -> str:
@@ -254,29 +254,12 @@ class VideoEngine:
             return frame_at(local, time_s)
 
     def delete(self, video: str, *, tenant: str = LOCAL_TENANT) -> int:
-        """Deletes a video from every store and returns the bytes of KV freed.
-
-        The manifest goes first, so that no one sees half a video. If a store does not answer, the others are cleared
-        all the same, and the call can be made again. Raises UnknownVideo and StoreUnavailable.
-        """
-        check_name("video id", video)
-        try:
-            records = self.videos(tenant=tenant)
-        except ManifestCorrupt:  # a damaged manifest must not keep its video from being deleted; its source stays
-            records = []
-        sources = {r.source.id: r.source for r in records if r.video == video and r.source}
-        known = self.stores.state.delete(tenant, video)
+        """Deletes a video from every store and returns the bytes of KV freed; see :meth:`Stores.delete_video`."""
         self._answerer.forget(tenant, video)
-        for source in sources.values():
-            if not self._source_in_use(tenant, source.id):
-                self.stores.sources.delete(tenant, source)
-        freed = self.stores.kv.delete_video(tenant, video)
-        if not known and not freed:
-            raise UnknownVideo(f"no video {video} is here; `x2l videos` lists them")
-        return freed
-
-    def _source_in_use(self, tenant: str, content: str) -> bool:
-        return any(m.source is not None and m.source.id == content for m in self.stores.state.videos(tenant))
+        try:
+            return self.stores.delete_video(tenant, video)
+        finally:
+            self._answerer.forget(tenant, video)  # what a question that ran beside it may have put back
 
     def close(self) -> None:
         self.stores.close()

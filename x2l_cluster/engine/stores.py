@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from x2l_cluster.errors import InvalidInput
+from x2l_cluster.errors import InvalidInput, ManifestCorrupt, UnknownVideo
 from x2l_cluster.kv.open import open_kv
 from x2l_cluster.kv.store import KVStore
 from x2l_cluster.state.base import StateStore
 from x2l_cluster.state.open import open_state
-from x2l_cluster.types import Kind
+from x2l_cluster.types import Kind, check_name
 from x2l_cluster.video import FsspecSourceStore, SourceStore
 
 
@@ -44,6 +44,31 @@ class Stores:
             kv = stack.enter_context(open_kv(f"{Kind.L}={fine};{rest}" if fine else rest))
             state = stack.enter_context(open_state(rest))
             return cls(kv=kv, state=state, sources=FsspecSourceStore(root / "sources"), opened=stack.pop_all())
+
+    def delete_video(self, tenant: str, video: str) -> int:
+        """Deletes a video from every store and returns the bytes of KV freed.
+
+        The manifest goes first, so that no one sees half a video. If a store does not answer, the others are cleared
+        all the same, and the call can be made again. Raises UnknownVideo and StoreUnavailable.
+        """
+        check_name("video id", video)
+        try:
+            records = self.state.videos(tenant)
+        except ManifestCorrupt:  # a damaged manifest must not keep its video from being deleted; its source stays
+            records = []
+        sources = {r.source.id: r.source for r in records if r.video == video and r.source}
+        known = self.state.delete(tenant, video)
+        for source in sources.values():
+            if not self.source_in_use(tenant, source.id):
+                self.sources.delete(tenant, source)
+        freed = self.kv.delete_video(tenant, video)
+        if not known and not freed:
+            raise UnknownVideo(f"no video {video} is here; `x2l videos` lists them")
+        return freed
+
+    def source_in_use(self, tenant: str, content: str) -> bool:
+        """Whether any index of the tenant was made from this content."""
+        return any(m.source is not None and m.source.id == content for m in self.state.videos(tenant))
 
     def close(self) -> None:
         self.opened.close()
