@@ -32,6 +32,7 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── BlockMissing
     │   ├── KVMissing
     │   ├── StoreUnavailable
+    │   │   └── StoreLate
     │   └── StoreFull
     ├── StateError
     │   ├── StaleEpoch
@@ -235,6 +236,12 @@ class StoreUnavailable(KVError):
 
     code = "store_unavailable"
     retryable = True
+
+
+class StoreLate(StoreUnavailable):
+    """The store did not deliver within the time the caller had."""
+
+    code = "store_late"
 
 
 class StoreFull(KVError):

@@ -17,7 +17,8 @@ import pytest
 from tests.wire import ScriptedServer, make_certificate, pipes_to, says
 from x2l_cluster.errors import StoreUnavailable
 from x2l_cluster.kv.embedded import EmbeddedValkey
-from x2l_cluster.kv.wire import Priority, WireClient
+from x2l_cluster.kv.store import Priority
+from x2l_cluster.kv.wire import WireClient
 from x2l_cluster.kv.wire.breaker import BreakerState
 from x2l_cluster.kv.wire.cluster import slot_of
 from x2l_cluster.kv.wire.errors import Closed, Garbled, Late

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from x2l_cluster.errors import InvalidInput
+from x2l_cluster.kv.store import Priority
 from x2l_cluster.kv.wire.deadline import Deadline
 from x2l_cluster.kv.wire.errors import Late
-from x2l_cluster.kv.wire.gate import PATIENCE, Gate, Priority
+from x2l_cluster.kv.wire.gate import PATIENCE, Gate
 
 
 def long() -> Deadline:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from x2l_cluster.engine.assemble import Assembler
 from x2l_cluster.engine.cache import ByteCache
 from x2l_cluster.engine.place import Placement
-from x2l_cluster.errors import BlockCorrupt, BlockMissing, KVError, KVMissing, StoreUnavailable
+from x2l_cluster.errors import BlockCorrupt, BlockMissing, KVError, KVMissing, StoreLate, StoreUnavailable
 from x2l_cluster.kv.block import KVBlock
 from x2l_cluster.kv.codec import decode, unpack
-from x2l_cluster.kv.store import KVStore
+from x2l_cluster.kv.store import KVStore, Want
 from x2l_cluster.models import Page, VideoLM
 from x2l_cluster.select import Features
 from x2l_cluster.types import BlockKey, BlockRef, ChunkRow, Kind, Level, Manifest, Tier
@@ -65,7 +65,7 @@ class Reloader:
         if ref is None:
             raise BlockMissing(f"chunk {row.index} of video {manifest.video} has no {kind!r} block; {REPAIR}")
         key = manifest.key(ref, row.index)
-        return self._kv.get(key), key, ref
+        return self._kv.get(key, want=Want(size_bytes=ref.size_bytes)), key, ref
 
     def page(self, manifest: Manifest, row: ChunkRow, level: Level, where: Placement | None) -> Loaded:
         """A chunk at exactly this level; unrotated without a placement. Raises as :meth:`block` does."""
@@ -137,6 +137,8 @@ def _reason(error: KVError) -> str:
         return "missing"
     if isinstance(error, BlockCorrupt):
         return "corrupt"
+    if isinstance(error, StoreLate):
+        return "late"
     return "unavailable"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from x2l_cluster.errors import BlockMissing, InvalidInput, StoreUnavailable
 from x2l_cluster.kv.files import Scratch, errors_as_store, sync_folders, write_new
-from x2l_cluster.kv.store import Buffer, SingleStore, missing_message, room_for
+from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want, missing_message, room_for
 from x2l_cluster.types import BlockKey, Tier, check_name
 
 _ATTEMPTS = 1000
@@ -55,7 +55,7 @@ class DiskKV(SingleStore):
                 with suppress(FileNotFoundError):  # the video was deleted in this very moment
                     sync_folders(path.parent, self._root)
 
-    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
+    def get(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> memoryview:
         with errors_as_store(self._root):
             try:
                 with open(self._path(key), "rb", buffering=0) as file:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from threading import Lock
 
 from x2l_cluster.errors import BlockMissing, StoreFull
-from x2l_cluster.kv.store import Buffer, SingleStore, missing_message, room_for
+from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want, missing_message, room_for
 from x2l_cluster.types import BlockKey, Tier, check_name
 
 
@@ -36,7 +36,7 @@ class MemoryKV(SingleStore):
             video[key] = kept
             self._held = held
 
-    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
+    def get(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> memoryview:
         with self._lock:
             blob = self._videos.get((key.tenant, key.video), {}).get(key)
         if blob is None:

@@ -19,10 +19,10 @@ from typing import Any
 
 from x2l_cluster.errors import BlockMissing, InvalidInput
 from x2l_cluster.kv.connect import connect, errors_as_store, shown
-from x2l_cluster.kv.store import Buffer, SingleStore, missing_message
-from x2l_cluster.kv.wire import Priority, WireClient
+from x2l_cluster.kv.store import ANY, Buffer, Priority, SingleStore, Want, missing_message
+from x2l_cluster.kv.wire import WireClient
 from x2l_cluster.kv.wire.resp import MAX_VALUE_BYTES
-from x2l_cluster.types import BlockKey, Kind, Tier, check_name
+from x2l_cluster.types import BlockKey, Tier, check_name
 
 _DELETE = """
 -- KEYS: the hash of the video, then blobs; ARGV: the field of each blob. Returns the bytes freed.
@@ -74,19 +74,9 @@ class RemoteKV(SingleStore):
             raise InvalidInput(f"block {key} has {size} bytes, a server takes {MAX_VALUE_BYTES}: use smaller chunks")
         self.wire.write(name, ("SET", name, blob), ("HSET", _video(key.tenant, key.video), _field(key), size))
 
-    def get(
-        self,
-        key: BlockKey,
-        into: memoryview | None = None,
-        *,
-        size: int | None = None,
-        priority: Priority | None = None,
-        base_s: float | None = None,
-    ) -> memoryview:
-        """As every store; and for those who know more: the size to expect, how urgent it is, and until when."""
-        if priority is None:
-            priority = Priority.FINE if key.kind == Kind.L else Priority.COARSE
-        blob = self.wire.get(_blob(key), into=into, size=size, priority=priority, base_s=base_s)
+    def get(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> memoryview:
+        priority = Priority.of(key.kind) if want.priority is None else want.priority
+        blob = self.wire.get(_blob(key), into=into, size=want.size_bytes, priority=priority, base_s=want.within_s)
         if blob is None:
             raise BlockMissing(missing_message(key, self._where))
         return blob.toreadonly()

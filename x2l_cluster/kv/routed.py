@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 from x2l_cluster.errors import StoreUnavailable
-from x2l_cluster.kv.store import Buffer, KVStore, SingleStore
+from x2l_cluster.kv.store import ANY, Buffer, KVStore, SingleStore, Want
 from x2l_cluster.types import BlockKey, Tier
 
 
@@ -39,8 +39,8 @@ class RoutedKV(SingleStore):
     def put(self, key: BlockKey, blob: Buffer) -> None:
         self.route(key.kind).put(key, blob)
 
-    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
-        return self.route(key.kind).get(key, into)
+    def get(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> memoryview:
+        return self.route(key.kind).get(key, into, want=want)
 
     def delete(self, keys: Iterable[BlockKey]) -> int:
         parts: dict[int, tuple[KVStore, list[BlockKey]]] = {}

@@ -7,12 +7,51 @@ Valkey) and :mod:`~x2l_cluster.kv.routed` (one store a kind). All pass one contr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, Self
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, Protocol, Self
 
 from x2l_cluster.errors import BlockCorrupt
-from x2l_cluster.types import BlockKey, Tier
+from x2l_cluster.types import BlockKey, Kind, Tier
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Priority(IntEnum):
+    """What a transfer is for; the smaller goes first."""
+
+    MANIFEST = 0
+    COARSE = 1
+    """H, and the score index: no question gets anywhere without."""
+    FINE = 2
+    """L that a plan asks for."""
+    PREFETCH = 3
+    WRITE = 4
+    """Blocks of an index being made."""
+
+    @classmethod
+    def of(cls, kind: str) -> Priority:
+        """That of reading a block of this kind for a question."""
+        return cls.FINE if kind == Kind.L else cls.COARSE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """What the reader of a blob knows and a store may use; a store for which it means nothing ignores it.
+
+    Attributes:
+        size_bytes: how large the blob should be.
+        priority: how urgent it is; by default what its kind says.
+        within_s: how long the reader waits at most, its turn included; by default the store's own deadline.
+    """
+
+    size_bytes: int | None = None
+    priority: Priority | None = None
+    within_s: float | None = None
+
+
+ANY: Final = Want()
+"""Nothing is known."""
 
 
 class KVStore(Protocol):
@@ -41,16 +80,18 @@ class KVStore(Protocol):
         """Keeps ``blob`` under ``key``. Raises StoreFull when there is no room; nothing of the blob is left then."""
         ...
 
-    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
+    def get(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> memoryview:
         """The blob, read-only.
 
         Args:
             into: writable memory for it, at least as large. The blob is then the front of that, and lasts as long as
                 the caller leaves it alone; without, it lasts as long as it is held on to.
+            want: what else is known of it.
 
         Raises:
             BlockMissing: it is not there.
             BlockCorrupt: it is larger than ``into``, so it is not the block the caller knows of.
+            StoreLate: it did not come within the deadline.
         """
         ...
 

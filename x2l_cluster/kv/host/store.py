@@ -26,7 +26,7 @@ from x2l_cluster.kv.host.reader import Reader, as_array, taken_away
 from x2l_cluster.kv.host.register import register, unregister
 from x2l_cluster.kv.host.slots import Found
 from x2l_cluster.kv.host.tables import Tables
-from x2l_cluster.kv.store import Buffer, SingleStore
+from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want
 from x2l_cluster.types import BlockKey, Tier
 
 Admit = Callable[[BlockKey, memoryview], None]
@@ -116,7 +116,7 @@ class HostKV(SingleStore):
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def get(self, key: BlockKey, into: memoryview | None = None) -> memoryview:
+    def get(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> memoryview:
         self._check()
         if into is not None:
             return self._reader.copy(key, into)

@@ -13,6 +13,5 @@
 """
 
 from x2l_cluster.kv.wire.client import WireClient
-from x2l_cluster.kv.wire.gate import Priority
 
-__all__ = ["Priority", "WireClient"]
+__all__ = ["WireClient"]

@@ -10,13 +10,14 @@ from time import monotonic
 from typing import Final, Self
 
 from x2l_cluster.errors import BlockCorrupt, StoreFull
+from x2l_cluster.kv.store import Priority
 from x2l_cluster.kv.wire.address import parse
 from x2l_cluster.kv.wire.breaker import BreakerState
 from x2l_cluster.kv.wire.buffers import Buffers
 from x2l_cluster.kv.wire.connection import Connection
 from x2l_cluster.kv.wire.deadline import Deadline
 from x2l_cluster.kv.wire.errors import Broken, Garbled, Late, Refusal
-from x2l_cluster.kv.wire.gate import Gate, Priority
+from x2l_cluster.kv.wire.gate import Gate
 from x2l_cluster.kv.wire.resp import Reply, Word, encode, encode_get, first_refusal
 from x2l_cluster.kv.wire.servers import Servers, T, Work
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from x2l_cluster.errors import StoreUnavailable
+from x2l_cluster.errors import StoreLate, StoreUnavailable
 
 
 class Broken(StoreUnavailable):
@@ -13,7 +13,7 @@ class Closed(Broken):
     """There is no connection, or the other side ended it."""
 
 
-class Late(Broken):
+class Late(Broken, StoreLate):
     """The deadline passed."""
 
 

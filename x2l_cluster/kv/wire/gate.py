@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 from threading import Event, Lock
 
 from x2l_cluster.errors import InvalidInput
+from x2l_cluster.kv.store import Priority
 from x2l_cluster.kv.wire.deadline import Deadline
 from x2l_cluster.kv.wire.errors import Late
 
 PATIENCE = 64
 """How often the one who waits longest may be overtaken: enough for every answer, not enough to starve an index."""
-
-
-class Priority(IntEnum):
-    """What a transfer is for; the smaller goes first."""
-
-    MANIFEST = 0
-    COARSE = 1
-    """H, and the score index: no question gets anywhere without."""
-    FINE = 2
-    """L that a plan asks for."""
-    PREFETCH = 3
-    WRITE = 4
-    """Blocks of an index being made."""
 
 
 @dataclass(slots=True, eq=False)
