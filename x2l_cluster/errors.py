@@ -7,9 +7,13 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     ├── InvalidInput                 the caller must change something
     │   ├── InvalidRecipe
     │   ├── InvalidQuestion
-    │   └── PromptTooLong
+    │   ├── PromptTooLong
+    │   ├── SourceRefused
+    │   ├── PathRefused
+    │   └── SourceTooLarge
     ├── NotFound
     │   ├── UnknownVideo
+    │   ├── UnknownSession
     │   └── SourceMissing
     ├── VideoError                   the file is at fault
     │   ├── VideoFileNotFound
@@ -38,6 +42,11 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── StaleEpoch
     │   ├── ManifestConflict
     │   └── ManifestCorrupt
+    ├── ServiceError                 the service cannot take it on just now
+    │   ├── FetchFailed
+    │   ├── Overloaded
+    │   ├── DeadlineExceeded
+    │   └── ConnectionLost
     └── Cancelled
 """
 
@@ -79,6 +88,25 @@ class PromptTooLong(InvalidInput):
     code = "prompt_too_long"
 
 
+class SourceRefused(InvalidInput):
+    """The URL is none this service fetches from."""
+
+    code = "source_refused"
+
+
+class PathRefused(InvalidInput):
+    """The path is none this service reads from."""
+
+    code = "path_refused"
+
+
+class SourceTooLarge(InvalidInput):
+    """More bytes than the service takes for one video."""
+
+    code = "source_too_large"
+    http_status = 413
+
+
 class NotFound(X2LError):
     """Nothing has that id, for this tenant."""
 
@@ -90,6 +118,12 @@ class UnknownVideo(NotFound):
     """No index of that video is visible."""
 
     code = "unknown_video"
+
+
+class UnknownSession(NotFound):
+    """No session of that id, or its time is over."""
+
+    code = "unknown_session"
 
 
 class SourceMissing(NotFound):
@@ -276,6 +310,40 @@ class ManifestCorrupt(StateError):
 
     code = "manifest_corrupt"
     http_status = 500
+
+
+class ServiceError(X2LError):
+    """The service cannot do it now."""
+
+    code = "service_error"
+    http_status = 503
+    retryable = True
+
+
+class FetchFailed(ServiceError):
+    """The place a URL names did not deliver."""
+
+    code = "fetch_failed"
+    http_status = 502
+
+
+class Overloaded(ServiceError):
+    """Too much is waiting already, or the service is shutting down."""
+
+    code = "overloaded"
+
+
+class DeadlineExceeded(ServiceError):
+    """It was not done in the time the caller gave."""
+
+    code = "deadline_exceeded"
+    http_status = 504
+
+
+class ConnectionLost(ServiceError):
+    """The service cannot be reached, or the connection broke before all was said."""
+
+    code = "connection_lost"
 
 
 class Cancelled(X2LError):
