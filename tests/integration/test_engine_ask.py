@@ -336,11 +336,11 @@ def test_a_store_that_hangs_is_waited_for_once_a_question(lm, film, monkeypatch)
         asked = []
         fetch = x2l.stores.kv.get
 
-        def hang(key):
+        def hang(key, **options):
             if key.kind == Kind.L:
                 asked.append(key)
                 raise StoreUnavailable("it hangs")
-            return fetch(key)
+            return fetch(key, **options)
 
         monkeypatch.setattr(x2l.stores.kv, "get", hang)
         answer = x2l.ask(manifest, QUESTION, detail="k=5", generation=WRITE)
