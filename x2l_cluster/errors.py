@@ -10,9 +10,18 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── PromptTooLong
     │   ├── SourceRefused
     │   ├── PathRefused
-    │   └── SourceTooLarge
+    │   ├── SourceTooLarge
+    │   ├── BodyTooLarge
+    │   ├── UploadBroken
+    │   └── MethodNotAllowed
+    ├── AccessError                  who asks, and how much
+    │   ├── Unauthenticated
+    │   ├── Forbidden
+    │   ├── RateLimited
+    │   └── QuotaExceeded
     ├── NotFound
     │   ├── UnknownVideo
+    │   ├── UnknownJob
     │   ├── UnknownSession
     │   └── SourceMissing
     ├── VideoError                   the file is at fault
@@ -41,7 +50,9 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     ├── StateError
     │   ├── StaleEpoch
     │   ├── ManifestConflict
-    │   └── ManifestCorrupt
+    │   ├── ManifestCorrupt
+    │   ├── JobConflict
+    │   └── IdempotencyConflict
     ├── ServiceError                 the service cannot take it on just now
     │   ├── FetchFailed
     │   ├── Overloaded
@@ -56,11 +67,15 @@ from typing import ClassVar
 
 
 class X2LError(Exception):
-    """Root of everything this package raises on purpose."""
+    """Root of everything this package raises on purpose. ``retry_after_s`` is when trying again has a point."""
 
     code: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+
+    def __init__(self, *about: object, retry_after_s: float | None = None) -> None:
+        super().__init__(*about)
+        self.retry_after_s = retry_after_s
 
 
 class InvalidInput(X2LError):
@@ -107,6 +122,63 @@ class SourceTooLarge(InvalidInput):
     http_status = 413
 
 
+class BodyTooLarge(InvalidInput):
+    """More bytes than the service takes for a request that is no upload."""
+
+    code = "body_too_large"
+    http_status = 413
+
+
+class UploadBroken(InvalidInput):
+    """An upload that ended early, stood still for too long, or is not written as it should be."""
+
+    code = "upload_broken"
+    http_status = 400
+
+
+class MethodNotAllowed(InvalidInput):
+    """The address exists, but not for that method."""
+
+    code = "method_not_allowed"
+    http_status = 405
+
+
+class AccessError(X2LError):
+    """Not for this caller, or not so much of it."""
+
+    code = "access_error"
+    http_status = 403
+
+
+class Unauthenticated(AccessError):
+    """The service wants a key, and there is none or one it does not know."""
+
+    code = "unauthenticated"
+    http_status = 401
+
+
+class Forbidden(AccessError):
+    """The key is known and does not open this."""
+
+    code = "forbidden"
+
+
+class RateLimited(AccessError):
+    """More requests in a short time than the caller has."""
+
+    code = "rate_limited"
+    http_status = 429
+    retryable = True
+
+
+class QuotaExceeded(AccessError):
+    """More than the caller may have at one time, or in a day."""
+
+    code = "quota_exceeded"
+    http_status = 429
+    retryable = True
+
+
 class NotFound(X2LError):
     """Nothing has that id, for this tenant."""
 
@@ -118,6 +190,12 @@ class UnknownVideo(NotFound):
     """No index of that video is visible."""
 
     code = "unknown_video"
+
+
+class UnknownJob(NotFound):
+    """No job of that id."""
+
+    code = "unknown_job"
 
 
 class UnknownSession(NotFound):
@@ -312,6 +390,18 @@ class ManifestCorrupt(StateError):
     http_status = 500
 
 
+class JobConflict(StateError):
+    """The job is in no state for that."""
+
+    code = "job_conflict"
+
+
+class IdempotencyConflict(StateError):
+    """The idempotency key was used for another request."""
+
+    code = "idempotency_conflict"
+
+
 class ServiceError(X2LError):
     """The service cannot do it now."""
 
@@ -351,3 +441,14 @@ class Cancelled(X2LError):
 
     code = "cancelled"
     http_status = 499
+
+
+def error_class(code: str) -> type[X2LError]:
+    """The class a code stands for; the root for a code of a newer version."""
+    left = [X2LError]
+    while left:
+        kind = left.pop()
+        if kind.code == code:
+            return kind
+        left.extend(kind.__subclasses__())
+    return X2LError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
-from x2l_cluster.errors import X2LError
+from x2l_cluster.errors import X2LError, error_class
 from x2l_cluster.types import Answer, Evidence, IndexStatus, ReloadPlan, Span
 
 
@@ -37,9 +37,14 @@ class Problem:
             detail=str(error),
             status=kind.http_status,
             retryable=kind.retryable,
-            retry_after_s=getattr(error, "retry_after_s", None),
+            retry_after_s=error.retry_after_s,
             type=f"urn:x2l:problem:{kind.code}",
         )
+
+    @property
+    def error(self) -> X2LError:
+        """The error it was made of, for whoever is far from where it was raised."""
+        return error_class(self.code)(self.detail, retry_after_s=self.retry_after_s)
 
 
 # --- jobs -----------------------------------------------------------------------------------------------------------
