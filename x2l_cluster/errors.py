@@ -42,6 +42,7 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   └── NonFinite
     ├── KVError                      the tiers
     │   ├── BlockCorrupt
+    │   │   └── BlockStale
     │   ├── BlockMissing
     │   ├── KVMissing
     │   ├── StoreUnavailable
@@ -327,6 +328,12 @@ class BlockCorrupt(KVError):
 
     code = "block_corrupt"
     retryable = True
+
+
+class BlockStale(BlockCorrupt):
+    """A sound blob, but another one than the reader knows of: of another chunk, epoch, or run."""
+
+    code = "block_stale"
 
 
 class BlockMissing(KVError):

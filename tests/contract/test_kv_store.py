@@ -248,3 +248,17 @@ def test_stores_say_where_and_how_safely_they_keep_blobs(store: KVStore) -> None
         assert store.durable <= kept.durable
         store.put(replace(KEY, kind=kind), blob(3))
         assert kept.get(replace(KEY, kind=kind)) == blob(3)
+
+
+def test_a_blob_comes_with_the_tier_it_was_in(store: KVStore) -> None:
+    mine = bytearray(10)
+    for kind in ("l", "h", "x-1f"):
+        key = replace(KEY, kind=kind)
+        store.put(key, blob(3))
+        store.prefetch([key, replace(key, chunk=1)])
+        found = store.fetch(key)
+        assert (found.blob, found.tier) == (blob(3), store.route(kind).tier)
+        into = store.fetch(key, memoryview(mine)).blob
+        assert (into, into.obj) == (blob(3), mine)
+        with pytest.raises(BlockMissing):
+            store.fetch(replace(key, chunk=1))

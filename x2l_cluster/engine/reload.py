@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from x2l_cluster.engine.assemble import Assembler
 from x2l_cluster.engine.cache import ByteCache
 from x2l_cluster.engine.place import Placement
-from x2l_cluster.errors import BlockCorrupt, BlockMissing, KVError, KVMissing, StoreLate, StoreUnavailable
+from x2l_cluster.errors import BlockMissing, KVError, KVMissing, StoreUnavailable
 from x2l_cluster.kv.block import KVBlock
 from x2l_cluster.kv.codec import decode, unpack
+from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.kv.store import KVStore, Want
+from x2l_cluster.metrics import KV_MISSES, kind_of
 from x2l_cluster.models import Page, VideoLM
 from x2l_cluster.select import Features
 from x2l_cluster.types import BlockKey, BlockRef, ChunkRow, Kind, Level, Manifest, Tier
 
+T = TypeVar("T")
 PageKey = tuple[str, str, str, str, int, str, float]
 REPAIR = "index the file again with repair=True (`x2l index FILE --repair`)"
 COARSE_SHARE = 0.75
@@ -53,32 +57,42 @@ class Reloader:
 
     def block(self, manifest: Manifest, row: ChunkRow, kind: str) -> KVBlock:
         """One stored block, verified. Raises BlockMissing, BlockCorrupt or StoreUnavailable."""
-        return decode(*self._fetch(manifest, row, kind))
+        return self._read(manifest, row, kind, decode)[0]
 
     def features(self, manifest: Manifest, row: ChunkRow, kind: str) -> Features:
         """What a scorer stored of a chunk. Raises as :meth:`block` does."""
-        tensors, meta = unpack(*self._fetch(manifest, row, kind))
+        (tensors, meta), _ = self._read(manifest, row, kind, unpack)
         return Features(tensors, meta)
 
-    def _fetch(self, manifest: Manifest, row: ChunkRow, kind: str) -> tuple[memoryview, BlockKey, BlockRef]:
+    def _read(
+        self, manifest: Manifest, row: ChunkRow, kind: str, make: Callable[[memoryview, BlockKey, BlockRef], T]
+    ) -> tuple[T, Tier]:
+        """What ``make`` finds in a stored blob, and the tier it came from. What cannot be used is a counted miss."""
         ref = row.blocks.get(kind)
         if ref is None:
             raise BlockMissing(f"chunk {row.index} of video {manifest.video} has no {kind!r} block; {REPAIR}")
         key = manifest.key(ref, row.index)
-        return self._kv.get(key, want=Want(size_bytes=ref.size_bytes)), key, ref
+        try:
+            found = self._kv.fetch(key, want=Want(size_bytes=ref.size_bytes))
+            return make(found.blob, key, ref), found.tier
+        except KVError as error:
+            KV_MISSES.labels(kind_of(kind), reason_of(error)).inc()
+            raise
 
     def page(self, manifest: Manifest, row: ChunkRow, level: Level, where: Placement | None) -> Loaded:
         """A chunk at exactly this level; unrotated without a placement. Raises as :meth:`block` does."""
         kind = Kind.of(level)
         ref = row.blocks.get(kind)
+        tier = Tier.DEVICE
 
         def make() -> Page:
-            block = self.block(manifest, row, kind)
+            nonlocal tier
+            block, tier = self._read(manifest, row, kind, decode)
             return self._assembler.page(block, where(block.coords) if where else None)
 
         page, hot = self._pages[level].get(_key(manifest, row, level, where), make)
         moved = 0 if hot or ref is None else ref.size_bytes
-        return Loaded(page=page, level=level, tier=Tier.DEVICE if hot else self._kv.route(kind).tier, moved_bytes=moved)
+        return Loaded(page=page, level=level, tier=tier, moved_bytes=moved)
 
     def coarse(self, manifest: Manifest, where: Placement | None) -> list[Loaded]:
         """H of every sealed chunk. Raises KVMissing when one is gone: then the index must be repaired."""
@@ -120,7 +134,7 @@ class Reloader:
                 if strict:
                     raise
                 away = away or isinstance(error, StoreUnavailable)
-                loaded[row.index] = replace(coarse, moved_bytes=0, degraded=_reason(error))
+                loaded[row.index] = replace(coarse, moved_bytes=0, degraded=reason_of(error))
         return loaded
 
     def _is_hot(self, manifest: Manifest, row: ChunkRow, where: Placement | None) -> bool:
@@ -130,16 +144,6 @@ class Reloader:
         """Drops every page of a video."""
         for pages in self._pages.values():
             pages.drop(lambda key: key[:2] == (tenant, video))
-
-
-def _reason(error: KVError) -> str:
-    if isinstance(error, BlockMissing):
-        return "missing"
-    if isinstance(error, BlockCorrupt):
-        return "corrupt"
-    if isinstance(error, StoreLate):
-        return "late"
-    return "unavailable"
 
 
 def _key(manifest: Manifest, row: ChunkRow, level: Level, where: Placement | None) -> PageKey:

@@ -32,7 +32,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from x2l_cluster.errors import BlockCorrupt, InvalidInput, X2LError
+from x2l_cluster.errors import BlockCorrupt, BlockStale, InvalidInput, X2LError
 from x2l_cluster.kv.store import Buffer
 from x2l_cluster.types import BlockKey, BlockRef
 
@@ -120,8 +120,8 @@ def unpack(
     head = Head.read(buffer)
     head.check(expect, ref)
     view = memoryview(buffer).cast("B")
-    if verify and xxhash.xxh3_64_intdigest(view[head.payload_at :]) != head.payload_sum:
-        raise BlockCorrupt(f"block {head.key}: the payload does not match its checksum")
+    if verify:
+        head.check_payload(view)
     table, meta = head.description(view)
     body = _as_bytes(view)
     tensors: dict[str, Tensor] = {}
@@ -135,6 +135,13 @@ def unpack(
     if at != len(view):
         raise BlockCorrupt(f"block {head.key}: {len(view) - at} bytes belong to no tensor")
     return tensors, meta
+
+
+def check(key: BlockKey, blob: Buffer) -> None:
+    """Raises BlockCorrupt unless this is a whole, undamaged blob of this key: asked before a tier admits one."""
+    head = Head.read(blob)
+    head.check(key, None)
+    head.check_payload(memoryview(blob).cast("B"))
 
 
 def ref_of(blob: Buffer) -> BlockRef:
@@ -200,11 +207,16 @@ class Head:
         )
 
     def check(self, expect: BlockKey | None, ref: BlockRef | None) -> None:
-        """Raises BlockCorrupt unless this is the block asked for, as the manifest knows it."""
+        """Raises BlockStale unless this is the block asked for, as the manifest knows it."""
         if expect is not None and self.key != expect:
-            raise BlockCorrupt(f"block {expect} was asked for, but the blob says it is {self.key}")
+            raise BlockStale(f"block {expect} was asked for, but the blob says it is {self.key}")
         if ref is not None and self.ref != ref:
-            raise BlockCorrupt(f"block {self.key} is not the one the manifest names: {self.ref} instead of {ref}")
+            raise BlockStale(f"block {self.key} is not the one the manifest names: {self.ref} instead of {ref}")
+
+    def check_payload(self, view: memoryview) -> None:
+        """Raises BlockCorrupt unless the payload of this blob matches its checksum."""
+        if xxhash.xxh3_64_intdigest(view[self.payload_at :]) != self.payload_sum:
+            raise BlockCorrupt(f"block {self.key}: the payload does not match its checksum")
 
     def description(self, view: memoryview) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...]]], dict[str, Any]]:
         """Name, dtype and shape of every tensor, and the metadata. Raises BlockCorrupt."""

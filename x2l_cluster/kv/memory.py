@@ -7,6 +7,7 @@ from threading import Lock
 
 from x2l_cluster.errors import BlockMissing, StoreFull
 from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want, missing_message, room_for
+from x2l_cluster.metrics import KV_BUDGET_BYTES, KV_HELD_BYTES, LIVE, Reading
 from x2l_cluster.types import BlockKey, Tier, check_name
 
 
@@ -21,6 +22,7 @@ class MemoryKV(SingleStore):
         self._videos: dict[tuple[str, str], dict[BlockKey, bytes]] = {}
         self._held = 0
         self._lock = Lock()
+        LIVE.add(self)
 
     def put(self, key: BlockKey, blob: Buffer) -> None:
         kept = bytes(blob)
@@ -77,3 +79,8 @@ class MemoryKV(SingleStore):
             return sum(
                 len(blob) for (owner, _), video in self._videos.items() if owner == tenant for blob in video.values()
             )
+
+    def gauges(self) -> Iterator[Reading]:
+        yield KV_HELD_BYTES, (self.tier,), self._held
+        if self._budget is not None:
+            yield KV_BUDGET_BYTES, (self.tier,), self._budget

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from x2l_cluster.errors import InvalidInput
 from x2l_cluster.kv.connect import SCHEMES
 from x2l_cluster.kv.disk import DiskKV
+from x2l_cluster.kv.measured import Measured
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.routed import RoutedKV
 from x2l_cluster.kv.store import KVStore
@@ -53,6 +54,10 @@ def split_routes(url: str) -> tuple[dict[str, str], str]:
 
 
 def _open_one(url: str) -> KVStore:
+    return Measured(_open_place(url))
+
+
+def _open_place(url: str) -> KVStore:
     scheme, colon, rest = url.partition(":")
     if scheme == "memory" and colon and not rest:
         return MemoryKV()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 from x2l_cluster.errors import StoreUnavailable
-from x2l_cluster.kv.store import ANY, Buffer, KVStore, SingleStore, Want
+from x2l_cluster.kv.store import ANY, Buffer, Fetched, KVStore, SingleStore, Want
 from x2l_cluster.types import BlockKey, Tier
 
 
@@ -34,20 +34,23 @@ class RoutedKV(SingleStore):
         return all(store.durable for store in self._all)
 
     def route(self, kind: str) -> KVStore:  # type: ignore[override]
-        return self._routes.get(kind.partition("-")[0], self._default).route(kind)
+        return self._of(kind).route(kind)
 
     def put(self, key: BlockKey, blob: Buffer) -> None:
-        self.route(key.kind).put(key, blob)
+        self._of(key.kind).put(key, blob)
 
     def get(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> memoryview:
-        return self.route(key.kind).get(key, into, want=want)
+        return self._of(key.kind).get(key, into, want=want)
+
+    def fetch(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> Fetched:
+        return self._of(key.kind).fetch(key, into, want=want)
+
+    def prefetch(self, keys: Iterable[BlockKey]) -> None:
+        for store, part in self._parts(keys):
+            store.prefetch(part)
 
     def delete(self, keys: Iterable[BlockKey]) -> int:
-        parts: dict[int, tuple[KVStore, list[BlockKey]]] = {}
-        for key in keys:
-            store = self.route(key.kind)
-            parts.setdefault(id(store), (store, []))[1].append(key)
-        return sum(store.delete(part) for store, part in parts.values())
+        return sum(store.delete(part) for store, part in self._parts(keys))
 
     def delete_video(self, tenant: str, video: str) -> int:
         """Clears every store that answers, then raises for one that did not."""
@@ -72,3 +75,13 @@ class RoutedKV(SingleStore):
         with ExitStack() as stack:
             for store in self._all:
                 stack.callback(store.close)
+
+    def _of(self, kind: str) -> KVStore:
+        return self._routes.get(kind.partition("-")[0], self._default)
+
+    def _parts(self, keys: Iterable[BlockKey]) -> Iterable[tuple[KVStore, list[BlockKey]]]:
+        parts: dict[int, tuple[KVStore, list[BlockKey]]] = {}
+        for key in keys:
+            store = self._of(key.kind)
+            parts.setdefault(id(store), (store, []))[1].append(key)
+        return parts.values()

@@ -1,7 +1,8 @@
 """The seam to the tiers: who keeps blobs, by key. Bytes in, bytes out; nobody here knows what a tensor is.
 
-Implementations: :mod:`~x2l_cluster.kv.memory`, :mod:`~x2l_cluster.kv.disk`, :mod:`~x2l_cluster.kv.remote` (Redis or
-Valkey) and :mod:`~x2l_cluster.kv.routed` (one store a kind). All pass one contract suite.
+Implementations: :mod:`~x2l_cluster.kv.memory`, :mod:`~x2l_cluster.kv.host`, :mod:`~x2l_cluster.kv.disk`,
+:mod:`~x2l_cluster.kv.remote` (Redis or Valkey), :mod:`~x2l_cluster.kv.tiered` (several, fastest first) and
+:mod:`~x2l_cluster.kv.routed` (one store a kind). All pass one contract suite.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ ANY: Final = Want()
 """Nothing is known."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fetched:
+    """A blob, and the tier it came from."""
+
+    blob: memoryview
+    tier: Tier
+
+
 class KVStore(Protocol):
     """Keeps blobs. A blob is whole or absent, for every reader, whatever dies when.
 
@@ -95,6 +104,14 @@ class KVStore(Protocol):
         """
         ...
 
+    def fetch(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> Fetched:
+        """As :meth:`get`, and says where the blob really was."""
+        ...
+
+    def prefetch(self, keys: Iterable[BlockKey]) -> None:
+        """A hint that these may be asked for soon. Returns at once, promises nothing and never raises."""
+        ...
+
     def delete(self, keys: Iterable[BlockKey]) -> int:
         """Deletes what is there of ``keys`` and returns the bytes freed."""
         ...
@@ -125,6 +142,12 @@ class SingleStore:
 
     def route(self, kind: str) -> Self:
         return self
+
+    def fetch(self: KVStore, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> Fetched:
+        return Fetched(blob=self.get(key, into, want=want), tier=self.tier)
+
+    def prefetch(self, keys: Iterable[BlockKey]) -> None:
+        """There is nowhere faster to bring them."""
 
     def close(self) -> None:
         """Nothing to let go of."""

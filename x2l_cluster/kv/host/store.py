@@ -27,6 +27,7 @@ from x2l_cluster.kv.host.register import register, unregister
 from x2l_cluster.kv.host.slots import Found
 from x2l_cluster.kv.host.tables import Tables
 from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want
+from x2l_cluster.metrics import KV_BUDGET_BYTES, KV_HELD_BYTES, KV_LEASES, KV_OLDEST_LEASE_S, LIVE, Reading
 from x2l_cluster.types import BlockKey, Tier
 
 Admit = Callable[[BlockKey, memoryview], None]
@@ -103,6 +104,7 @@ class HostKV(SingleStore):
         self._registered = False
         self._gone: str | None = None
         _open_stores.add(self)
+        LIVE.add(self)
         if prefault:
             try:
                 self._arena.prefault()
@@ -248,6 +250,13 @@ class HostKV(SingleStore):
                 leases=len(self._leases),
                 oldest_lease_s=self._leases.oldest_s(),
             )
+
+    def gauges(self) -> Iterator[Reading]:
+        stats = self.stats()
+        yield KV_HELD_BYTES, (self.tier,), stats.held_bytes
+        yield KV_BUDGET_BYTES, (self.tier,), stats.budget_bytes
+        yield KV_LEASES, (self.tier,), stats.leases
+        yield KV_OLDEST_LEASE_S, (self.tier,), stats.oldest_lease_s
 
     # --- life -------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
@@ -20,9 +20,13 @@ from x2l_cluster.kv.wire.errors import Broken, Garbled, Late, Refusal
 from x2l_cluster.kv.wire.gate import Gate
 from x2l_cluster.kv.wire.resp import Reply, Word, encode, encode_get, first_refusal
 from x2l_cluster.kv.wire.servers import Servers, T, Work
+from x2l_cluster.metrics import KV_BREAKER, KV_IN_FLIGHT_BYTES, KV_WAITING, LIVE, Reading
 
 _UNKNOWN_BYTES: Final = 1 << 20
 """What a value of unknown size is taken for until its length comes: the size of a stripe."""
+
+_LEVELS: Final = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN)
+"""By the number that a gauge shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,8 @@ class WireClient:
         self._buffers = Buffers()
         self._lock = Lock()
         self._events: Counter[str] = Counter()
+        self._is_closed = False
+        LIVE.add(self)
 
     def get(
         self,
@@ -181,6 +187,13 @@ class WireClient:
             breakers=self._servers.breakers,
         )
 
+    def gauges(self) -> Iterator[Reading]:
+        if not self._is_closed:
+            yield KV_IN_FLIGHT_BYTES, (), self._gate.in_flight_bytes
+            yield KV_WAITING, (), self._gate.waiting
+            for server, state in self._servers.breakers.items():
+                yield KV_BREAKER, (server,), _LEVELS.index(state)
+
     def __enter__(self) -> Self:
         return self
 
@@ -189,6 +202,7 @@ class WireClient:
 
     def close(self) -> None:
         """Closes idle connections now and busy ones when they are done. May be called twice."""
+        self._is_closed = True
         self._servers.close()
 
     def _deadline(self, base_s: float | None, nbytes: int) -> Deadline:
