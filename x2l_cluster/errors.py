@@ -23,6 +23,8 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── UnknownVideo
     │   ├── UnknownJob
     │   ├── UnknownSession
+    │   ├── UnknownTenant
+    │   ├── UnknownKey
     │   └── SourceMissing
     ├── VideoError                   the file is at fault
     │   ├── VideoFileNotFound
@@ -52,7 +54,11 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── StaleEpoch
     │   ├── ManifestConflict
     │   ├── ManifestCorrupt
+    │   ├── RecordCorrupt
     │   ├── JobConflict
+    │   ├── LeaseLost
+    │   ├── JobAbandoned
+    │   ├── TenantConflict
     │   └── IdempotencyConflict
     ├── ServiceError                 the service cannot take it on just now
     │   ├── FetchFailed
@@ -203,6 +209,18 @@ class UnknownSession(NotFound):
     """No session of that id, or its time is over."""
 
     code = "unknown_session"
+
+
+class UnknownTenant(NotFound):
+    """No tenant has that name."""
+
+    code = "unknown_tenant"
+
+
+class UnknownKey(NotFound):
+    """The tenant has no API key of that id."""
+
+    code = "unknown_key"
 
 
 class SourceMissing(NotFound):
@@ -397,10 +415,36 @@ class ManifestCorrupt(StateError):
     http_status = 500
 
 
+class RecordCorrupt(StateError):
+    """The stored record of a job, a tenant or a session is damaged."""
+
+    code = "record_corrupt"
+    http_status = 500
+
+
 class JobConflict(StateError):
     """The job is in no state for that."""
 
     code = "job_conflict"
+
+
+class LeaseLost(StateError):
+    """The job is no longer this worker's; nothing of what it says about it counts."""
+
+    code = "lease_lost"
+
+
+class JobAbandoned(StateError):
+    """Worker after worker took the job and went away without a word."""
+
+    code = "job_abandoned"
+    http_status = 500
+
+
+class TenantConflict(StateError):
+    """There is a tenant of that name already, with other quotas."""
+
+    code = "tenant_conflict"
 
 
 class IdempotencyConflict(StateError):

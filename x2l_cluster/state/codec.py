@@ -47,7 +47,7 @@ class Head(NamedTuple):
 
 def encode_head(manifest: Manifest, born: int) -> bytes:
     """Everything but the rows; of these their number and span. Any change of the manifest changes these bytes."""
-    return _seal(
+    return seal_record(
         {
             "v": _VERSION,
             "tenant": manifest.tenant,
@@ -68,7 +68,7 @@ def encode_head(manifest: Manifest, born: int) -> bytes:
 
 def encode_row(row: ChunkRow) -> bytes:
     """One row; equal rows give equal bytes."""
-    return _seal(
+    return seal_record(
         {
             "i": row.index,
             "span": [row.span.start_s, row.span.end_s],
@@ -85,7 +85,7 @@ def encode_row(row: ChunkRow) -> bytes:
 def decode_head(data: bytes) -> Head:
     """Raises ManifestCorrupt."""
     try:
-        head = _open(data)
+        head = open_record(data)
         if _int(head["v"]) != _VERSION:
             raise ManifestCorrupt(f"manifest of format version {head['v']}, this program reads {_VERSION}: index again")
         recipe = Recipe.from_dict(head["recipe"])
@@ -112,7 +112,7 @@ def decode_head(data: bytes) -> Head:
 def decode_row(data: bytes) -> ChunkRow:
     """Raises ManifestCorrupt."""
     try:
-        row = _open(data)
+        row = open_record(data)
         (start_s, end_s), (first, last) = row["span"], row["pos"]
         refs = [
             BlockRef(
@@ -148,12 +148,14 @@ def merge_rows(rows: tuple[ChunkRow, ...], records: Iterable[bytes]) -> tuple[Ch
     return tuple(merged)
 
 
-def _seal(value: Mapping[str, Any]) -> bytes:
+def seal_record(value: Mapping[str, Any]) -> bytes:
+    """Plain data as bytes that tell when they are damaged."""
     body: bytes = msgpack.packb(value)
     return xxhash.xxh3_64_digest(body) + body
 
 
-def _open(data: bytes) -> Any:
+def open_record(data: bytes) -> Any:
+    """What was sealed. Raises ValueError."""
     body = data[8:]
     if len(data) > _MAX_BYTES or xxhash.xxh3_64_digest(body) != data[:8]:
         raise ValueError("the checksum does not fit")
