@@ -479,6 +479,9 @@ class ReloadPlan:
     detail: Detail
     note: str | None = None
     """What the user should know when this is not quite the scoring asked for."""
+    degraded: str | None = None
+    """Why what the scorer wanted could not be had, so that other chunks may be planned: ``missing``, ``corrupt``,
+    ``stale``, ``late`` or ``unavailable``."""
 
     @property
     def fine(self) -> tuple[int, ...]:
@@ -544,4 +547,5 @@ class Answer:
 
     @property
     def degraded(self) -> bool:
-        return any(e.degraded for e in self.evidence)
+        """Whether a store did not deliver what this answer should have been given."""
+        return self.plan.degraded is not None or any(e.degraded for e in self.evidence)

@@ -13,6 +13,7 @@ import redis
 from tests.wire import valkey_cluster
 from x2l_cluster.errors import BlockCorrupt, BlockMissing, InvalidInput
 from x2l_cluster.kv.disk import DiskKV
+from x2l_cluster.kv.faulty import FaultPlan, FaultyKV
 from x2l_cluster.kv.host import HostKV
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.remote import RemoteKV
@@ -22,7 +23,7 @@ from x2l_cluster.types import BlockKey, Kind, Tier
 
 KEY = BlockKey(tenant="ada", video="v1", recipe="r1", epoch=1, kind="l", chunk=0)
 
-KINDS = ["memory", "host", "disk", "disk-unsynced", "remote", "cluster", "routed"]
+KINDS = ["memory", "host", "disk", "disk-unsynced", "remote", "cluster", "routed", "faulty"]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KVStore]:
         "remote": remote,
         "cluster": lambda: RemoteKV(request.getfixturevalue("empty_cluster")),
         "routed": lambda: RoutedKV({Kind.L: remote(), Kind.INDEX: MemoryKV()}, DiskKV(tmp_path)),
+        "faulty": lambda: FaultyKV(RoutedKV({Kind.L: remote()}, DiskKV(tmp_path)), FaultPlan()),
     }
     with makers[request.param]() as made:
         yield made

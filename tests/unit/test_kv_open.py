@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from x2l_cluster.errors import InvalidInput, StoreFull, StoreUnavailable
+from x2l_cluster.errors import BlockMissing, InvalidInput, StoreFull, StoreUnavailable
 from x2l_cluster.kv.connect import shown
 from x2l_cluster.kv.disk import DiskKV
+from x2l_cluster.kv.faulty import Fault, FaultyKV
 from x2l_cluster.kv.measured import Measured
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.open import open_kv
@@ -53,6 +54,23 @@ def test_an_arena_is_opened_by_url_and_bad_ones_are_refused() -> None:
                 open_kv(bad)
 
 
+def test_faults_are_put_before_any_place_and_state_knows_none(tmp_path: Path) -> None:
+    url = f"faulty:seed=3,drop=1,kinds=l@disk:{tmp_path}"
+    with open_kv(url) as store, open_state(url) as state:
+        assert type(state) is DiskState
+        assert isinstance(store, Measured)
+        assert isinstance(store.store, FaultyKV)
+        store.put(KEY, b"x")
+        with pytest.raises(BlockMissing):
+            store.get(KEY)
+        assert store.store.struck == {Fault.DROP: 1}
+        assert list(store.keys("ada", "v1")) == [KEY]
+    with open_kv(f"l={url};memory:") as store:
+        store.put(KEY, b"x")
+        with pytest.raises(BlockMissing):
+            store.get(KEY)
+
+
 def test_one_folder_serves_both(tmp_path: Path) -> None:
     url = f"disk:{tmp_path}/new/place"
     with open_kv(url) as blobs, open_state(url) as state:
@@ -72,7 +90,22 @@ def test_kinds_go_where_the_url_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "memory", "memory:x", "disk:", "ftp://x", "redis:x", "/tmp", "q=memory:;memory:", "l=;memory:", "l=memory:;"],
+    [
+        "",
+        "memory",
+        "memory:x",
+        "disk:",
+        "ftp://x",
+        "redis:x",
+        "/tmp",
+        "q=memory:;memory:",
+        "l=;memory:",
+        "l=memory:;",
+        "faulty:",
+        "faulty:flip=0.1",
+        "faulty:flip=0.1@",
+        "faulty:@ftp://x",
+    ],
 )
 @pytest.mark.parametrize("opens", [open_kv, open_state])
 def test_urls_that_name_nothing_are_refused(url: str, opens: Callable[[str], Any]) -> None:

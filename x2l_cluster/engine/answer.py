@@ -17,6 +17,7 @@ from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.reload import Loaded, Reloader
 from x2l_cluster.engine.score import Scoring
 from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo
+from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.kv.store import KVStore
 from x2l_cluster.models import Page, Prompt, VideoLM, View
 from x2l_cluster.select import Calibration, ChunkScorer, get_scorer, gloss, make_plan, pins
@@ -123,7 +124,7 @@ class Answerer:
         for prompt in prompts:
             check_room(self._lm, end + len(prompt.suffix), max_tokens)
         with _timed([timings], "score_s"):
-            scorer, scores, note = self._scores(asked, prompts, pages, end)
+            scorer, scores, note, missed = self._scores(asked, prompts, pages, end)
         for item, prompt, score in zip(asked, prompts, scores, strict=True):
             plan = self._plan(item, score, scorer)
             yield _Work(
@@ -132,7 +133,7 @@ class Answerer:
                 coarse={chunk.chunk: loaded for chunk, loaded in zip(plan.chunks, coarse, strict=True)},
                 where=where,
                 timings={name: seconds / len(asked) for name, seconds in timings.items()},
-                plan=replace(plan, note=note),
+                plan=replace(plan, note=note, degraded=missed),
             )
 
     def _check(self, manifest: Manifest) -> None:
@@ -147,8 +148,8 @@ class Answerer:
 
     def _scores(
         self, asked: Sequence[Asked], prompts: Sequence[Prompt], pages: Sequence[Page], end: float
-    ) -> tuple[ChunkScorer, list[Tensor], str | None]:
-        """By the scorer asked for; without what it needs, over coarse keys, and a note that says so."""
+    ) -> tuple[ChunkScorer, list[Tensor], str | None, str | None]:
+        """By the scorer asked for; without what it needs, over coarse keys, a note that says so, and the reason."""
         manifest = asked[0].manifest
         scorer = get_scorer(asked[0].scorer, self._lm.spec, self._calibration, needed=asked[0].chunks)
         note = scorer.note
@@ -166,11 +167,11 @@ class Answerer:
             )
 
         try:
-            return scorer, run(scorer), note
+            return scorer, run(scorer), note, None
         except KVError as error:
             note = f"the score index cannot be had ({error}); scored over coarse keys instead"
             scorer = get_scorer("coarse", self._lm.spec, self._calibration)
-            return scorer, run(scorer), note
+            return scorer, run(scorer), note, reason_of(error)
 
     def _plan(self, asked: Asked, scores: Tensor, scorer: ChunkScorer) -> ReloadPlan:
         rows = asked.manifest.chunks

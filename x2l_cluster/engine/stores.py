@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from x2l_cluster.errors import InvalidInput, ManifestCorrupt, UnknownVideo
-from x2l_cluster.kv.open import open_kv
+from x2l_cluster.kv.open import bare, open_kv
 from x2l_cluster.kv.store import KVStore
 from x2l_cluster.state.base import StateStore
 from x2l_cluster.state.open import open_state
@@ -29,20 +29,20 @@ class Stores:
     def open(cls, url: str, *, fine: str | None = None) -> Stores:
         """``disk:PATH`` (all that is needed, and restart-proof) or ``memory:``; ``fine`` is a KV URL for fine blocks.
 
+        What :func:`open_kv` wraps around a place (``faulty:…@disk:PATH``) is for blocks only.
+
         Raises InvalidInput and StoreUnavailable.
         """
-        place, _, path = url.partition(":")
+        place, _, path = bare(url).partition(":")
         with ExitStack() as stack:
             if place == "memory":
                 root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="x2l-")))
-                rest = "memory:"
             elif place == "disk" and path:
                 root = Path(path).expanduser()
-                rest = f"disk:{root}"
             else:
                 raise InvalidInput(f"a store is disk:PATH or memory:, got {url!r}")
-            kv = stack.enter_context(open_kv(f"{Kind.L}={fine};{rest}" if fine else rest))
-            state = stack.enter_context(open_state(rest))
+            kv = stack.enter_context(open_kv(f"{Kind.L}={fine};{url}" if fine else url))
+            state = stack.enter_context(open_state(url))
             return cls(kv=kv, state=state, sources=FsspecSourceStore(root / "sources"), opened=stack.pop_all())
 
     def delete_video(self, tenant: str, video: str) -> int:

@@ -16,9 +16,10 @@ from x2l_cluster.kv.store import KVStore
 from x2l_cluster.types import Kind
 
 HOST_BUDGET_BYTES = 1 << 30
+WRAPPERS = ("faulty",)
 USAGE = (
     "memory:, disk:PATH, host:FILE?budget=BYTES, redis://…, valkey://…, unix:///SOCKET, "
-    "or by kind: l=URL;h=URL;x=URL;DEFAULT"
+    "faulty:seed=1,flip=0.1@URL, or by kind: l=URL;h=URL;x=URL;DEFAULT"
 )
 
 
@@ -27,7 +28,8 @@ def open_kv(url: str) -> KVStore:
 
     ``memory:``; ``disk:PATH`` (in ``PATH/kv``); ``host:FILE?budget=BYTES`` (FILE on a tmpfs, ``/dev/shm/x2l``);
     ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix:///SOCKET``; or several by kind,
-    ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest.
+    ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest. Before any of them,
+    ``faulty:seed=7,flip=0.05,kinds=l@`` makes it fail on purpose (:class:`~x2l_cluster.kv.faulty.FaultPlan`).
 
     Raises:
         InvalidInput: no such kind of store, or none for the rest.
@@ -53,12 +55,25 @@ def split_routes(url: str) -> tuple[dict[str, str], str]:
     return routes, default
 
 
+def bare(url: str) -> str:
+    """The URL of the place itself, without what is wrapped around it."""
+    while url.partition(":")[0] in WRAPPERS and "@" in url:
+        url = url.partition("@")[2]
+    return url
+
+
 def _open_one(url: str) -> KVStore:
     return Measured(_open_place(url))
 
 
 def _open_place(url: str) -> KVStore:
     scheme, colon, rest = url.partition(":")
+    if scheme == "faulty" and "@" in rest:
+        from x2l_cluster.kv.faulty import FaultPlan, FaultyKV
+
+        options, _, place = rest.partition("@")
+        plan = FaultPlan.parse(options)
+        return FaultyKV(_open_place(place), plan)
     if scheme == "memory" and colon and not rest:
         return MemoryKV()
     if scheme == "disk" and rest:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from x2l_cluster.errors import InvalidInput
 from x2l_cluster.kv.connect import SCHEMES
-from x2l_cluster.kv.open import split_routes
+from x2l_cluster.kv.open import bare, split_routes
 from x2l_cluster.state.base import StateStore
 from x2l_cluster.state.disk import DiskState
 from x2l_cluster.state.memory import MemoryState
@@ -16,13 +16,14 @@ def open_state(url: str) -> StateStore:
     """The store a URL names; close it when done.
 
     Takes what :func:`x2l_cluster.kv.open.open_kv` takes, so that one setting serves both; of several stores by kind,
-    state goes where "the rest" goes. ``disk:PATH`` keeps it under ``PATH/state``.
+    state goes where "the rest" goes, as if nothing were wrapped around that. ``disk:PATH`` keeps it under
+    ``PATH/state``.
 
     Raises:
         InvalidInput: no such kind of store.
         StoreUnavailable: the place cannot be used.
     """
-    _, url = split_routes(url)
+    url = bare(split_routes(url)[1])
     scheme, colon, rest = url.partition(":")
     if scheme == "memory" and colon and not rest:
         return MemoryState()
