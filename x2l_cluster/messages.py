@@ -7,12 +7,12 @@ from its first frame, sizes bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
-from x2l_cluster.errors import X2LError, error_class
+from x2l_cluster.errors import ConnectionLost, X2LError, error_class
 from x2l_cluster.types import Answer, Evidence, IndexStatus, ReloadPlan, Span
 
 
@@ -255,6 +255,27 @@ class Answers:
 
     id: str
     parts: tuple[PartResult, ...]
+
+    @classmethod
+    def of(cls, events: Iterable[AnswerEvent]) -> Answers:
+        """Of all events of an answer. A part that did not end has the problem that its end was lost."""
+        created: AnswerCreated | None = None
+        ends: dict[str, AnswerCompleted | AnswerFailed] = {}
+        for event in events:
+            if isinstance(event, AnswerCreated):
+                created = event
+            elif isinstance(event, AnswerCompleted | AnswerFailed):
+                ends[event.part] = event
+        if created is None:
+            raise ConnectionLost("the answer ended before it began; ask again")
+        return cls(id=created.id, parts=tuple(_result(part, ends.get(part.id)) for part in created.parts))
+
+
+def _result(part: Part, end: AnswerCompleted | AnswerFailed | None) -> PartResult:
+    if isinstance(end, AnswerCompleted):
+        return PartResult(part=part.id, video=part.video, completed=end)
+    lost = Problem.of(ConnectionLost(f"part {part.id} of the answer broke off; ask again"))
+    return PartResult(part=part.id, video=part.video, problem=end.problem if end else lost)
 
 
 # --- search, sessions, the service itself ---------------------------------------------------------------------------

@@ -448,7 +448,7 @@ class Detail:
     def parse(cls, text: str) -> Self:
         """``auto``, ``coarse``, ``fine``, ``k=3`` or ``budget=2000000``."""
         name, _, value = text.partition("=")
-        if value and not value.isdigit():
+        if value and not value.isdecimal():
             raise InvalidInput(f"detail {text!r}: {value!r} is not a whole number")
         if name == "k" and value:
             return cls(mode="k", k=int(value))

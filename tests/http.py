@@ -1,0 +1,89 @@
+"""A real server on the loopback, in a thread, so that tests see what a client sees: streams, cuts, disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import uvicorn
+
+from tests.service import MemoryService
+from x2l_cluster.api import ApiSettings, create_app
+from x2l_cluster.errors import Forbidden, RateLimited, Unauthenticated
+
+T = TypeVar("T")
+
+
+class Keys:
+    """Keys of two tenants, one that is locked out and one that asks too often."""
+
+    tenants: Mapping[str, str] = {"key-a": "anna", "key-b": "bert"}
+
+    async def tenant(self, key: str | None) -> str:
+        if key == "key-locked":
+            raise Forbidden("this key is revoked")
+        if key == "key-fast":
+            raise RateLimited("more than 10 requests a second", retry_after_s=0.2)
+        if key not in self.tenants:
+            raise Unauthenticated("the service wants a key; send 'Authorization: Bearer KEY'")
+        return self.tenants[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A running one. Its service belongs to its loop."""
+
+    url: str
+    service: MemoryService
+    loop: asyncio.AbstractEventLoop
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def advance(self, job: str, *, tenant: str = "local", **changes: object) -> None:
+        self.do(self.service.advance(tenant, job, **changes))
+
+    def until(self, true: Any) -> None:
+        """Waits until the service's state is so."""
+
+        async def wait() -> None:
+            while not true():
+                await asyncio.sleep(0.005)
+
+        self.do(asyncio.wait_for(wait(), 20))
+
+
+@contextmanager
+def serving(*, keys: bool = False, **settings: Any) -> Iterator[Server]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        started: list[Server] = []
+        up = threading.Event()
+
+        async def main() -> None:
+            service = MemoryService()
+            app = create_app(service, Keys() if keys else None, ApiSettings(**settings))
+            config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+            server = uvicorn.Server(config)
+            port = listener.getsockname()[1]
+            loop = asyncio.get_running_loop()
+            started.append(Server(url=f"http://127.0.0.1:{port}", service=service, loop=loop))
+            stops.append(server)
+            up.set()
+            await server.serve(sockets=[listener])
+
+        stops: list[uvicorn.Server] = []
+        thread = threading.Thread(target=lambda: asyncio.run(main()))
+        thread.start()
+        try:
+            assert up.wait(20)
+            yield started[0]
+        finally:
+            for server in stops:
+                server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
