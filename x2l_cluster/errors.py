@@ -8,6 +8,7 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── InvalidRecipe
     │   ├── InvalidQuestion
     │   ├── PromptTooLong
+    │   ├── ExceedsDevice
     │   ├── SourceRefused
     │   ├── PathRefused
     │   ├── SourceTooLarge
@@ -64,6 +65,7 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── FetchFailed
     │   ├── Overloaded
     │   ├── DeadlineExceeded
+    │   ├── AnswerLost
     │   └── ConnectionLost
     └── Cancelled
 """
@@ -108,6 +110,12 @@ class PromptTooLong(InvalidInput):
     """Prompt and answer would not fit into the positions the model was trained for."""
 
     code = "prompt_too_long"
+
+
+class ExceedsDevice(InvalidInput):
+    """What the question needs on the device is more than the device has for one question."""
+
+    code = "exceeds_device"
 
 
 class SourceRefused(InvalidInput):
@@ -469,9 +477,13 @@ class FetchFailed(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Too much is waiting already, or the service is shutting down."""
+    """Too much is waiting already, or the service is shutting down. ``retry_after_s`` is when to try again."""
 
     code = "overloaded"
+
+    def __init__(self, message: str = "", *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(ServiceError):
@@ -479,6 +491,12 @@ class DeadlineExceeded(ServiceError):
 
     code = "deadline_exceeded"
     http_status = 504
+
+
+class AnswerLost(ServiceError):
+    """What was writing the answer broke down; the question is none the worse for it."""
+
+    code = "answer_lost"
 
 
 class ConnectionLost(ServiceError):

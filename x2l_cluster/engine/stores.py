@@ -26,8 +26,15 @@ class Stores:
     opened: ExitStack
 
     @classmethod
-    def open(cls, url: str, *, fine: str | None = None) -> Stores:
-        """``disk:PATH`` (all that is needed, and restart-proof) or ``memory:``; ``fine`` is a KV URL for fine blocks.
+    def open(
+        cls, url: str, *, fine: str | None = None, state: str | None = None, sources: str | None = None
+    ) -> Stores:
+        """``disk:PATH`` (all that is needed, and restart-proof) or ``memory:``.
+
+        Args:
+            fine: a KV URL for fine blocks instead.
+            state: a state URL (``redis://…``, ``unix:///…``) for manifests and jobs instead, for several machines.
+            sources: a folder or an fsspec URL (``s3://…``) for kept originals instead.
 
         What :func:`open_kv` wraps around a place (``faulty:…@disk:PATH``) is for blocks only.
 
@@ -42,8 +49,9 @@ class Stores:
             else:
                 raise InvalidInput(f"a store is disk:PATH or memory:, got {url!r}")
             kv = stack.enter_context(open_kv(f"{Kind.L}={fine};{url}" if fine else url))
-            state = stack.enter_context(open_state(url))
-            return cls(kv=kv, state=state, sources=FsspecSourceStore(root / "sources"), opened=stack.pop_all())
+            manifests = stack.enter_context(open_state(state or url))
+            originals = FsspecSourceStore(sources or root / "sources")
+            return cls(kv=kv, state=manifests, sources=originals, opened=stack.pop_all())
 
     def delete_video(self, tenant: str, video: str) -> int:
         """Deletes a video from every store and returns the bytes of KV freed.
