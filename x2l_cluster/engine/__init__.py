@@ -5,22 +5,33 @@ from x2l_cluster.engine.assemble import Assembler, Prefix
 from x2l_cluster.engine.decode import Decoder, Generation, Stream
 from x2l_cluster.engine.engine import VideoEngine, find_calibration
 from x2l_cluster.engine.index import Indexer, Progress
+from x2l_cluster.engine.loop import AnswerLoop, Limits
 from x2l_cluster.engine.prefill import Prefilled, Prefiller
 from x2l_cluster.engine.stores import Stores
+from x2l_cluster.engine.ticket import Completed, Delta, Event, Evidenced, Failed, Planned, Ticket
 
 __all__ = [
+    "AnswerLoop",
     "Answerer",
     "Asked",
     "Assembler",
+    "Completed",
     "Decoder",
+    "Delta",
+    "Event",
+    "Evidenced",
+    "Failed",
     "Generation",
     "Indexer",
+    "Limits",
+    "Planned",
     "Prefilled",
     "Prefiller",
     "Prefix",
     "Progress",
     "Stores",
     "Stream",
+    "Ticket",
     "VideoEngine",
     "find_calibration",
 ]

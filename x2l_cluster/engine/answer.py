@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +16,7 @@ from x2l_cluster.engine.decode import Decoder, Generation, Stream, check_room
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.reload import Loaded, Reloader
 from x2l_cluster.engine.score import Scoring
+from x2l_cluster.engine.turns import Turns
 from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo
 from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.kv.store import KVStore
@@ -39,7 +40,7 @@ class Asked:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Work:
+class Work:
     """A question on its way to an answer."""
 
     asked: Asked
@@ -52,6 +53,12 @@ class _Work:
     stream: Stream | None = None
 
 
+def shared(asked: Asked) -> Hashable:
+    """Questions for which this is equal are scored in one forward: one video, one scorer."""
+    m = asked.manifest
+    return m.tenant, m.video, m.recipe.digest, m.revision, asked.scorer, asked.chunks
+
+
 class Answerer:
     """Answers questions over indexed videos. Safe for several threads: what they share is locked, what they decode is
     their own.
@@ -59,18 +66,23 @@ class Answerer:
     Args:
         calibration: of the ``calibrated`` and ``coarse`` scorers.
         cache_bytes: what pages and score indexes kept hot may take.
+
+    Attributes:
+        turns: held while a question is encoded for scoring; a batch that holds it for each step waits for one such
+            forward at most between two steps.
     """
 
     def __init__(self, lm: VideoLM, kv: KVStore, calibration: Calibration | None, *, cache_bytes: int) -> None:
-        self._lm = lm
+        self.lm = lm
+        self.turns = Turns()
         self._calibration = calibration
         self._assembler = Assembler(lm)
         self._reloader = Reloader(lm, kv, budget_bytes=cache_bytes)
-        self._scoring = Scoring(lm, self._reloader, budget_bytes=cache_bytes // 8)
+        self._scoring = Scoring(lm, self._reloader, self.turns, budget_bytes=cache_bytes // 8)
 
     @cached_property
     def _prefix(self) -> Prefix:
-        return Prefix.of(self._lm, self._lm.prompt("?").prefix)
+        return Prefix.of(self.lm, self.lm.prompt("?").prefix)
 
     def answer(self, asked: Sequence[Asked], generation: Generation) -> list[Answer]:
         """Answers in the order of the questions; one batch decodes them all.
@@ -78,19 +90,19 @@ class Answerer:
         Raises UnknownVideo, ModelMismatch, InvalidQuestion, PromptTooLong, KVMissing, StoreUnavailable, and, where a
         question asked to fail on missing detail, BlockMissing or BlockCorrupt.
         """
-        work = self._planned(asked, generation.max_tokens)
-        decoder = Decoder(self._lm)
+        work = self.planned(asked, [generation.max_tokens] * len(asked))
+        decoder = Decoder(self.lm)
         for item in work:
-            self._reload(item)
-            self._join(item, decoder, generation)
+            self.reload(item)
+            self.join(item, decoder, generation)
         with _timed([item.timings for item in work], "decode_s"):
             for _ in decoder.run():
                 pass
-        return [self._answer(item) for item in work]
+        return [self.finished(item) for item in work]
 
     def plans(self, asked: Sequence[Asked]) -> list[ReloadPlan]:
         """Scores and plans only. Raises as :meth:`answer`."""
-        return [work.plan for work in self._planned(asked, max_tokens=1)]
+        return [work.plan for work in self.planned(asked, [1] * len(asked))]
 
     def forget(self, tenant: str, video: str) -> None:
         """Drops what is kept hot of a video."""
@@ -99,35 +111,38 @@ class Answerer:
 
     # --- score and plan ---------------------------------------------------------------------------------------------
 
-    def _planned(self, asked: Sequence[Asked], max_tokens: int) -> list[_Work]:
-        """Questions of one video that want one scorer are scored in one forward."""
-        groups: dict[object, list[int]] = defaultdict(list)
+    def planned(self, asked: Sequence[Asked], max_tokens: Sequence[int]) -> list[Work]:
+        """Scored and planned, in the order of the questions; those that :func:`shared` makes equal in one forward.
+
+        Raises as :meth:`answer`, for all of them when one is at fault.
+        """
+        groups: dict[Hashable, list[int]] = defaultdict(list)
         for index, item in enumerate(asked):
-            m = item.manifest
-            groups[m.tenant, m.video, m.recipe.digest, m.revision, item.scorer, item.chunks].append(index)
-        work: list[_Work | None] = [None] * len(asked)
+            groups[shared(item)].append(index)
+        work: list[Work | None] = [None] * len(asked)
         for indexes in groups.values():
             group = [asked[i] for i in indexes]
-            for index, planned in zip(indexes, self._plan_group(group, max_tokens), strict=True):
+            tokens = [max_tokens[i] for i in indexes]
+            for index, planned in zip(indexes, self._plan_group(group, tokens), strict=True):
                 work[index] = planned
         return [item for item in work if item is not None]
 
-    def _plan_group(self, asked: Sequence[Asked], max_tokens: int) -> Iterator[_Work]:
+    def _plan_group(self, asked: Sequence[Asked], max_tokens: Sequence[int]) -> Iterator[Work]:
         manifest = asked[0].manifest
         self._check(manifest)
-        prompts = [self._lm.prompt(gloss(item.question, manifest.info.duration_s), item.history) for item in asked]
+        prompts = [self.lm.prompt(gloss(item.question, manifest.info.duration_s), item.history) for item in asked]
         timings: dict[str, float] = {}
         with _timed([timings], "coarse_s"):
             where = self._placement(manifest)
             coarse = self._reloader.coarse(manifest, where)
             pages, end = self._placed([item.page for item in coarse], manifest, where)
-        for prompt in prompts:
-            check_room(self._lm, end + len(prompt.suffix), max_tokens)
+        for prompt, tokens in zip(prompts, max_tokens, strict=True):
+            check_room(self.lm, end + len(prompt.suffix), tokens)
         with _timed([timings], "score_s"):
             scorer, scores, note, missed = self._scores(asked, prompts, pages, end)
         for item, prompt, score in zip(asked, prompts, scores, strict=True):
             plan = self._plan(item, score, scorer)
-            yield _Work(
+            yield Work(
                 asked=item,
                 prompt=prompt,
                 coarse={chunk.chunk: loaded for chunk, loaded in zip(plan.chunks, coarse, strict=True)},
@@ -139,10 +154,10 @@ class Answerer:
     def _check(self, manifest: Manifest) -> None:
         if not manifest.chunks:
             raise UnknownVideo(f"nothing of video {manifest.video} is indexed yet; wait for its first chunk")
-        if (manifest.recipe.family, manifest.recipe.weights) != (self._lm.spec.family, self._lm.spec.weights):
+        if (manifest.recipe.family, manifest.recipe.weights) != (self.lm.spec.family, self.lm.spec.weights):
             raise ModelMismatch(
                 f"video {manifest.video} was indexed by a {manifest.recipe.family} model with weights "
-                f"{manifest.recipe.weights}, this one has {self._lm.spec.weights}; ask with that model or index the "
+                f"{manifest.recipe.weights}, this one has {self.lm.spec.weights}; ask with that model or index the "
                 "video with this one"
             )
 
@@ -151,7 +166,7 @@ class Answerer:
     ) -> tuple[ChunkScorer, list[Tensor], str | None, str | None]:
         """By the scorer asked for; without what it needs, over coarse keys, a note that says so, and the reason."""
         manifest = asked[0].manifest
-        scorer = get_scorer(asked[0].scorer, self._lm.spec, self._calibration, needed=asked[0].chunks)
+        scorer = get_scorer(asked[0].scorer, self.lm.spec, self._calibration, needed=asked[0].chunks)
         note = scorer.note
 
         def run(scorer: ChunkScorer) -> list[Tensor]:
@@ -170,7 +185,7 @@ class Answerer:
             return scorer, run(scorer), note, None
         except KVError as error:
             note = f"the score index cannot be had ({error}); scored over coarse keys instead"
-            scorer = get_scorer("coarse", self._lm.spec, self._calibration)
+            scorer = get_scorer("coarse", self.lm.spec, self._calibration)
             return scorer, run(scorer), note, reason_of(error)
 
     def _plan(self, asked: Asked, scores: Tensor, scorer: ChunkScorer) -> ReloadPlan:
@@ -203,7 +218,7 @@ class Answerer:
 
     # --- reload, assemble, decode -----------------------------------------------------------------------------------
 
-    def _reload(self, work: _Work) -> None:
+    def reload(self, work: Work) -> None:
         """Fetches the planned L blocks; what cannot be had is answered with its H, flagged, unless asked to fail."""
         rows = {row.index: row for row in work.asked.manifest.chunks}
         with _timed([work.timings], "reload_s"):
@@ -216,13 +231,15 @@ class Answerer:
             )
         work.loaded = [fine.get(chunk.chunk, work.coarse[chunk.chunk]) for chunk in work.plan.chunks]
 
-    def _join(self, work: _Work, decoder: Decoder, generation: Generation) -> None:
+    def join(self, work: Work, decoder: Decoder, generation: Generation) -> None:
+        """Puts a reloaded question into a batch. Raises PromptTooLong."""
         with _timed([work.timings], "assemble_s"):
             pages, position = self._placed([item.page for item in work.loaded], work.asked.manifest, work.where)
             view = View([self._prefix.page, *pages])
-            work.stream = decoder.join(view, self._lm.embed_text(work.prompt.suffix, position), generation)
+            work.stream = decoder.join(view, self.lm.embed_text(work.prompt.suffix, position), generation)
 
-    def _answer(self, work: _Work) -> Answer:
+    def finished(self, work: Work) -> Answer:
+        """The answer, of what the stream has written."""
         assert work.stream is not None
         manifest, stream = work.asked.manifest, work.stream
         full_entries = sum(row.raw_entries for row in manifest.chunks)
@@ -245,12 +262,12 @@ class Answerer:
         )
 
     def _entry_bytes(self, manifest: Manifest) -> int:
-        spec = self._lm.spec
+        spec = self.lm.spec
         width = 4 if manifest.recipe.kv_dtype == "float32" else 2
         return 2 * spec.layers * spec.kv_heads * spec.head_dim * width
 
 
-def _evidence(work: _Work) -> Iterator[Evidence]:
+def _evidence(work: Work) -> Iterator[Evidence]:
     """Planned chunks, best score first."""
     planned = [(p, item) for p, item in zip(work.plan.chunks, work.loaded, strict=True) if p.level is Level.L]
     for chunk, item in sorted(planned, key=lambda pair: -pair[0].score):

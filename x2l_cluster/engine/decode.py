@@ -41,7 +41,7 @@ class Generation:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One answer being written. ``finish`` is None while it is; then ``stop``, ``length`` or ``cancelled``."""
+    """One answer being written. ``finish`` is None while it is; then ``stop``, ``length``, or why it was cancelled."""
 
     view: View
     pending: Tokens
@@ -58,9 +58,9 @@ class Stream:
         ends = [text.index(stop) for stop in self.generation.stop if stop in text]
         return text[: min(ends)] if ends else text
 
-    def cancel(self) -> None:
+    def cancel(self, finish: str = "cancelled") -> None:
         """Takes effect before the next token."""
-        self.finish = self.finish or "cancelled"
+        self.finish = self.finish or finish
 
 
 class Decoder:
@@ -89,10 +89,13 @@ class Decoder:
         self._streams.append(stream)
         return stream
 
-    def step(self) -> list[Stream]:
-        """One token for every stream; returns those that got one. Streams that finish leave the batch."""
+    def step(self, only: Stream | None = None) -> list[Stream]:
+        """One token for every stream, or for one; returns those that got one. Streams that finish leave the batch.
+
+        When it raises, no stream has got a token, and it can be called again.
+        """
         self._streams = [stream for stream in self._streams if stream.finish is None]
-        batch = list(self._streams)
+        batch = [stream for stream in self._streams if only in (None, stream)]
         if not batch:
             return []
         trace = self._lm.forward([Step(tokens=stream.pending, view=stream.view) for stream in batch])
@@ -100,7 +103,7 @@ class Decoder:
         for stream, chosen in zip(batch, self._choose(batch, logits), strict=True):
             stream.view.advance(len(stream.pending))
             self._take(stream, chosen)
-        self._streams = [stream for stream in batch if stream.finish is None]
+        self._streams = [stream for stream in self._streams if stream.finish is None]
         return batch
 
     def run(self) -> Iterator[Stream]:

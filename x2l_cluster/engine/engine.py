@@ -60,7 +60,7 @@ class VideoEngine:
             deadline_s=decode_deadline_s,
         )
         self._indexing = threading.Lock()
-        self._answerer = Answerer(lm, stores.kv, calibration, cache_bytes=cache_bytes)
+        self.answerer = Answerer(lm, stores.kv, calibration, cache_bytes=cache_bytes)
 
     @classmethod
     def from_pretrained(
@@ -130,7 +130,7 @@ class VideoEngine:
                             cancel=cancel,
                             watch=watch,
                         )
-                        self._answerer.forget(tenant, name)
+                        self.answerer.forget(tenant, name)
                 self.stores.state.bind(tenant, source.id, name)
                 return known
             finally:
@@ -181,8 +181,21 @@ class VideoEngine:
         Raises UnknownVideo, ModelMismatch, InvalidQuestion, PromptTooLong, KVMissing, StoreUnavailable, and with
         ``fail`` BlockMissing or BlockCorrupt.
         """
-        return self._answerer.answer(
-            self._asked(asked, tenant, detail, scorer, history, on_missing, chunks), generation or Generation()
+        return self.answerer.answer(
+            [
+                self.asked(
+                    video,
+                    question,
+                    tenant=tenant,
+                    detail=detail,
+                    scorer=scorer,
+                    history=history,
+                    on_missing=on_missing,
+                    chunks=chunks,
+                )
+                for video, question in asked
+            ],
+            generation or Generation(),
         )
 
     def explain(self, video: str | Manifest, question: str, **options: Any) -> ReloadPlan:
@@ -198,33 +211,37 @@ class VideoEngine:
         scorer: str = "calibrated",
     ) -> list[ReloadPlan]:
         """Scores and plans of many questions. Raises as :meth:`ask_many`."""
-        return self._answerer.plans(self._asked(asked, tenant, detail, scorer, (), "degrade", ()))
+        return self.answerer.plans(
+            [self.asked(video, question, tenant=tenant, detail=detail, scorer=scorer) for video, question in asked]
+        )
 
-    def _asked(
+    def asked(
         self,
-        asked: Sequence[tuple[str | Manifest, str]],
-        tenant: str,
-        detail: str | Detail,
-        scorer: str,
-        history: Sequence[tuple[str, str]],
-        on_missing: str,
-        chunks: Sequence[int],
-    ) -> list[Asked]:
+        video: str | Manifest,
+        question: str,
+        *,
+        tenant: str = LOCAL_TENANT,
+        detail: str | Detail = "auto",
+        scorer: str = "calibrated",
+        history: Sequence[tuple[str, str]] = (),
+        on_missing: str = "degrade",
+        chunks: Sequence[int] = (),
+    ) -> Asked:
+        """A question as it is handed to the answerer, its manifest read; options as in :meth:`ask_many`.
+
+        Raises UnknownVideo and InvalidInput.
+        """
         if on_missing not in ("degrade", "fail"):
             raise InvalidInput(f"on_missing is degrade or fail, got {on_missing!r}")
-        wanted = Detail.parse(detail) if isinstance(detail, str) else detail
-        return [
-            Asked(
-                manifest=self.manifest(video, tenant=tenant) if isinstance(video, str) else video,
-                question=question,
-                detail=wanted,
-                scorer=scorer,
-                history=tuple(history),
-                fail_on_missing=on_missing == "fail",
-                chunks=tuple(chunks),
-            )
-            for video, question in asked
-        ]
+        return Asked(
+            manifest=self.manifest(video, tenant=tenant) if isinstance(video, str) else video,
+            question=question,
+            detail=Detail.parse(detail) if isinstance(detail, str) else detail,
+            scorer=scorer,
+            history=tuple(history),
+            fail_on_missing=on_missing == "fail",
+            chunks=tuple(chunks),
+        )
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
@@ -255,11 +272,11 @@ class VideoEngine:
 
     def delete(self, video: str, *, tenant: str = LOCAL_TENANT) -> int:
         """Deletes a video from every store and returns the bytes of KV freed; see :meth:`Stores.delete_video`."""
-        self._answerer.forget(tenant, video)
+        self.answerer.forget(tenant, video)
         try:
             return self.stores.delete_video(tenant, video)
         finally:
-            self._answerer.forget(tenant, video)  # what a question that ran beside it may have put back
+            self.answerer.forget(tenant, video)  # what a question that ran beside it may have put back
 
     def close(self) -> None:
         self.stores.close()

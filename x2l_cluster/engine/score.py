@@ -11,6 +11,7 @@ from x2l_cluster.engine.assemble import Prefix
 from x2l_cluster.engine.cache import ByteCache
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.reload import Reloader
+from x2l_cluster.engine.turns import Turns
 from x2l_cluster.errors import BlockCorrupt, BlockMissing
 from x2l_cluster.models import Page, Prompt, Step, VideoLM, View
 from x2l_cluster.select import Bank, ChunkScorer, EncodedQuestion, Encoding, Features, Source
@@ -23,11 +24,12 @@ class Scoring:
     """Scores questions against videos; keeps the banks of hot videos.
 
     Args:
+        turns: held during a forward.
         budget_bytes: what the banks kept hot may take.
     """
 
-    def __init__(self, lm: VideoLM, reloader: Reloader, *, budget_bytes: int) -> None:
-        self._lm, self._reloader = lm, reloader
+    def __init__(self, lm: VideoLM, reloader: Reloader, turns: Turns, *, budget_bytes: int) -> None:
+        self._lm, self._reloader, self._turns = lm, reloader, turns
         self._banks: ByteCache[BankKey, Bank] = ByteCache(budget_bytes, lambda bank: bank.keys.nbytes)
 
     def scores(
@@ -55,7 +57,8 @@ class Scoring:
         if scorer.encoding is not Encoding.NONE:
             pages = [prefix.page] if alone else [prefix.page, *coarse]
             steps = [Step(tokens=item, view=View(pages)) for item in tokens]
-            queries = self._lm.forward(steps, queries=scorer.layers, until=scorer.until).queries
+            with self._turns:
+                queries = self._lm.forward(steps, queries=scorer.layers, until=scorer.until).queries
         bank = self._bank(manifest, scorer, where)
         return [
             scorer.score(EncodedQuestion.of(prompt, item, seen, self._lm, seed), bank)  # type: ignore[arg-type]

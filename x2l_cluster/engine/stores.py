@@ -26,9 +26,7 @@ class Stores:
     opened: ExitStack
 
     @classmethod
-    def open(
-        cls, url: str, *, fine: str | None = None, state: str | None = None, sources: str | None = None
-    ) -> Stores:
+    def open(cls, url: str, *, fine: str | None = None, state: str | None = None, sources: str | None = None) -> Stores:
         """``disk:PATH`` (all that is needed, and restart-proof) or ``memory:``.
 
         Args:
