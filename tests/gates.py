@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.tiny import Qwen3VL, byte_tokenizer, qwen3_vl_model
 from x2l_cluster.engine import Stores
-from x2l_cluster.kv.store import ANY, KVStore, Want
+from x2l_cluster.kv.store import ANY, Fetched, KVStore, Want
 from x2l_cluster.models import Step, Trace
 from x2l_cluster.types import BlockKey
 
@@ -32,6 +32,9 @@ class GatedStore:
             self.reached.set()
             assert self.gate.wait(WAIT_S)
         return self._inner.get(key, into, want=want)
+
+    def fetch(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> Fetched:
+        return Fetched(blob=self.get(key, into, want=want), tier=self._inner.route(key.kind).tier)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

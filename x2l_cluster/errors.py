@@ -477,13 +477,9 @@ class FetchFailed(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Too much is waiting already, or the service is shutting down. ``retry_after_s`` is when to try again."""
+    """Too much is waiting already, or the service is shutting down."""
 
     code = "overloaded"
-
-    def __init__(self, message: str = "", *, retry_after_s: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(ServiceError):

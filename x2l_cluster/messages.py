@@ -187,11 +187,12 @@ class AnswerCreated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerPlan:
-    """What will be reloaded and why, before the first word."""
+    """What will be reloaded and why, before the first word, and how far the video is indexed."""
 
     name: ClassVar[str] = "answer.plan"
     part: str
     plan: ReloadPlan
+    covered: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -539,9 +539,10 @@ class Answer:
     evidence: tuple[Evidence, ...]
     usage: Usage
     timings: Mapping[str, float]
-    """Seconds by phase, shared evenly in a batch: coarse_s, score_s, reload_s, assemble_s, decode_s."""
+    """Seconds by phase, shared evenly in a batch: coarse_s, score_s, reload_s, assemble_s, decode_s. Of an answering
+    loop also queue_s (before all of them) and ttft_s (to the first token)."""
     finish: str = "stop"
-    """``stop`` or ``length``."""
+    """``stop``, ``length``, or ``deadline`` (there was no time for more)."""
     covered: Span | None = None
     """The part of the video that was indexed when the question was asked."""
 
