@@ -513,7 +513,7 @@ def error_class(code: str) -> type[X2LError]:
     left = [X2LError]
     while left:
         kind = left.pop()
-        if kind.code == code:
+        if vars(kind).get("code") == code:  # its own, not one it inherited
             return kind
         left.extend(kind.__subclasses__())
     return X2LError
