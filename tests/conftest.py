@@ -1,3 +1,3 @@
 """Fixtures that every folder of tests may use."""
 
-pytest_plugins = ["tests.valkey"]
+pytest_plugins = ["tests.valkey", "tests.ledgers"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Event
 
 import pytest
 
+from tests.ledgers import Clock, LedgerMaker
 from x2l_cluster.errors import (
     IdempotencyConflict,
     InvalidInput,
@@ -19,8 +19,6 @@ from x2l_cluster.errors import (
 )
 from x2l_cluster.messages import Job, JobState, Problem
 from x2l_cluster.state.jobs import JobQueue, Lease
-from x2l_cluster.state.ledger import Ledger
-from x2l_cluster.state.ledger_sqlite import SqliteLedger
 from x2l_cluster.state.moves import Policy
 from x2l_cluster.state.queue import Jobs
 
@@ -29,33 +27,10 @@ TTL_S = 30.0
 PROBLEM = Problem(code="store_unavailable", title="t", detail="d", status=503, retryable=True)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["memory", "disk"])
-def maker(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Maker]:
+def maker(ledgers: LedgerMaker, clock: Clock) -> Maker:
     """Makes queues of the same place, as several processes would have them."""
-    opened: list[Ledger] = []
-    shared = SqliteLedger() if request.param == "memory" else None
-
-    def make(policy: Policy | None = None) -> JobQueue:
-        ledger: Ledger = shared or SqliteLedger(tmp_path / "jobs.db")
-        opened.append(ledger)
-        return Jobs(ledger, policy=policy, clock=clock)
-
-    yield make
-    for ledger in opened:
-        ledger.close()
+    return lambda policy=None: Jobs(ledgers("jobs"), policy=policy, clock=clock)
 
 
 @pytest.fixture
@@ -284,7 +259,7 @@ def test_higher_priorities_go_first_then_older_jobs(queue: JobQueue) -> None:
     assert "".join(lease(queue).work["path"] for _ in range(6)) == "dbeafc"
 
 
-def test_a_tenant_with_a_hundreds_of_jobs_does_not_hold_up_one_with_a_single_job(queue: JobQueue) -> None:
+def test_a_tenant_with_hundreds_of_jobs_does_not_hold_up_one_with_a_single_job(queue: JobQueue) -> None:
     for number in range(200):
         submit(queue, str(number), priority=100)
     first = lease(queue)
