@@ -28,7 +28,7 @@ from x2l_cluster.types import (
 )
 
 _VERSION: Final = 1
-_MAX_BYTES: Final = 1 << 20
+MAX_RECORD_BYTES: Final = 1 << 20
 _SIMPLE: Final = {"str": str, "int": int, "float": float, "None": type(None)}
 _T = TypeVar("_T")
 
@@ -157,7 +157,7 @@ def seal_record(value: Mapping[str, Any]) -> bytes:
 def open_record(data: bytes) -> Any:
     """What was sealed. Raises ValueError."""
     body = data[8:]
-    if len(data) > _MAX_BYTES or xxhash.xxh3_64_digest(body) != data[:8]:
+    if len(data) > MAX_RECORD_BYTES or xxhash.xxh3_64_digest(body) != data[:8]:
         raise ValueError("the checksum does not fit")
     return msgpack.unpackb(body, max_ext_len=0, max_array_len=1024, max_map_len=1024)
 

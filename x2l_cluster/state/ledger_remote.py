@@ -25,9 +25,9 @@ from x2l_cluster.state.ledger import Entry, Event, Group, GroupFull, Room
 from x2l_cluster.state.watchers import Watchers
 
 _PUT: Final = """
--- KEYS: record, log, channel; ARGV: key prefix, name, then (flag, value) of expected and new, then number, data, keep of
--- an event ('' for none), index, group, most of a room ('' for none), how many marks, these as index, group, place, and
--- the topics. The groups named here share the hash tag of KEYS.
+-- KEYS: record, log, channel; ARGV: key prefix, name, (flag, value) of expected and of new, (number, data, keep) of an
+-- event and (index, group, most) of a room ('' for none), how many marks, these as (index, group, place), topics.
+-- The groups named here share the hash tag of KEYS.
 local prefix, name = ARGV[1], ARGV[2]
 local current = redis.call('HGET', KEYS[1], 'd')
 local function is(flag, value) return (current and '1' or '0') == flag and (current or '') == value end
