@@ -36,7 +36,7 @@ KV_READ_S: Final = Histogram(
     "x2l_kv_read_seconds", "How long a blob took, found or not.", ["tier", "kind"], buckets=_FETCH_S
 )
 KV_WRITES: Final = Counter(
-    "x2l_kv_writes", "Blobs given to a tier; result is ok, full or unavailable.", ["tier", "kind", "result"]
+    "x2l_kv_writes", "Blobs given to a tier; result is ok, full, unavailable or dropped.", ["tier", "kind", "result"]
 )
 KV_WRITTEN_BYTES: Final = Counter("x2l_kv_written_bytes", "Bytes of blobs a tier took.", ["tier", "kind"])
 KV_WRITE_S: Final = Histogram(

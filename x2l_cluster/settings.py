@@ -12,7 +12,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="X2L_", frozen=True, extra="ignore")
 
     model: str = Field("reference", description="bundled name, folder, or owner/name of a checkpoint")
-    store: str = Field("disk:~/.x2l", description="where indexes are kept: disk:PATH or memory:")
+    store: str = Field(
+        "disk:~/.x2l", description="where indexes are kept: disk:PATH, memory:, or tiers:URL|URL|disk:PATH"
+    )
     fine_store: str | None = Field(
         None, description="where fine blocks are kept instead: redis://…, valkey://…, unix://…"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.tiers import block
 from x2l_cluster.errors import BlockMissing, InvalidInput, StoreFull, StoreUnavailable
 from x2l_cluster.kv.connect import shown
 from x2l_cluster.kv.disk import DiskKV
@@ -18,6 +19,7 @@ from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.open import open_kv
 from x2l_cluster.kv.remote import RemoteKV
 from x2l_cluster.kv.routed import RoutedKV
+from x2l_cluster.kv.tiered import TieredKV
 from x2l_cluster.state.disk import DiskState
 from x2l_cluster.state.memory import MemoryState
 from x2l_cluster.state.open import open_state
@@ -36,6 +38,9 @@ def test_urls_name_stores(tmp_path: Path) -> None:
         ("valkeys://localhost:1", RemoteKV, RemoteState),
         ("unix:///tmp/none.sock", RemoteKV, RemoteState),
         (f"l=unix:///tmp/none.sock;disk:{tmp_path}", RoutedKV, DiskState),
+        (f"tiers:memory:|unix:///tmp/none.sock|disk:{tmp_path}", TieredKV, DiskState),
+        (f"h=memory:;tiers:memory:|faulty:seed=1@disk:{tmp_path}", RoutedKV, DiskState),
+        (f"faulty:seed=1@tiers:memory:|disk:{tmp_path}", FaultyKV, DiskState),
     ]
     for url, kv, state in cases:
         with open_kv(url) as blobs, open_state(url) as manifests:
@@ -49,6 +54,12 @@ def test_an_arena_is_opened_by_url_and_bad_ones_are_refused() -> None:
             assert store.route("l").tier is Tier.HOST
             store.put(KEY, b"x")
             assert bytes(store.get(KEY)) == b"x"
+        with open_kv(f"tiers:host:{folder}/arena?budget={8 << 20}|disk:{folder}/slow") as store:
+            assert [store.route(kind).tier for kind in "lhx"] == [Tier.DISK] * 3
+            assert store.durable
+            store.put(KEY, block(KEY))
+            store.flush()
+            assert [store.fetch(KEY).tier for _ in range(2)] == [Tier.DISK, Tier.HOST]
         for bad in ("host:", f"host:{folder}/a?budget=much", f"host:{folder}/a?bugdet=1"):
             with pytest.raises(InvalidInput):
                 open_kv(bad)
@@ -105,6 +116,10 @@ def test_kinds_go_where_the_url_says(tmp_path: Path) -> None:
         "faulty:flip=0.1",
         "faulty:flip=0.1@",
         "faulty:@ftp://x",
+        "tiers:",
+        "tiers:memory:",
+        "tiers:memory:|",
+        "tiers:memory:|tiers:memory:|disk:x",
     ],
 )
 @pytest.mark.parametrize("opens", [open_kv, open_state])

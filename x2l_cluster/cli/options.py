@@ -51,7 +51,12 @@ ModelName = Annotated[
     typer.Option("--model", metavar="NAME", help="Bundled name, folder, or owner/name of a checkpoint (X2L_MODEL)."),
 ]
 Store = Annotated[
-    str | None, typer.Option("--store", metavar="URL", help="Where indexes are kept: disk:PATH or memory: (X2L_STORE).")
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Where indexes are kept: disk:PATH, memory:, or tiers:URL|URL|disk:PATH, fastest first (X2L_STORE).",
+    ),
 ]
 FineStore = Annotated[
     str | None,

@@ -27,7 +27,8 @@ class Stores:
 
     @classmethod
     def open(cls, url: str, *, fine: str | None = None, state: str | None = None, sources: str | None = None) -> Stores:
-        """``disk:PATH`` (all that is needed, and restart-proof) or ``memory:``.
+        """``disk:PATH`` (all that is needed, and restart-proof), ``memory:``, or tiers that end in one of these:
+        ``tiers:host:/dev/shm/x2l|unix:///run/valkey.sock|disk:PATH``.
 
         Args:
             fine: a KV URL for fine blocks instead.
@@ -45,7 +46,7 @@ class Stores:
             elif place == "disk" and path:
                 root = Path(path).expanduser()
             else:
-                raise InvalidInput(f"a store is disk:PATH or memory:, got {url!r}")
+                raise InvalidInput(f"a store is disk:PATH or memory:, or tiers that end in one of these; got {url!r}")
             kv = stack.enter_context(open_kv(f"{Kind.L}={fine};{url}" if fine else url))
             manifests = stack.enter_context(open_state(state or url))
             originals = FsspecSourceStore(sources or root / "sources")

@@ -16,10 +16,11 @@ from x2l_cluster.kv.store import KVStore
 from x2l_cluster.types import Kind
 
 HOST_BUDGET_BYTES = 1 << 30
+TIERS = "tiers:"
 WRAPPERS = ("faulty",)
 USAGE = (
-    "memory:, disk:PATH, host:FILE?budget=BYTES, redis://…, valkey://…, unix:///SOCKET, "
-    "faulty:seed=1,flip=0.1@URL, or by kind: l=URL;h=URL;x=URL;DEFAULT"
+    "memory:, disk:PATH, host:FILE?budget=BYTES, redis://…, valkey://…, unix:///SOCKET, faulty:seed=1,flip=0.1@URL, "
+    "several as tiers, fastest first: tiers:URL|URL|…, or by kind: l=URL;h=URL;x=URL;DEFAULT"
 )
 
 
@@ -27,8 +28,9 @@ def open_kv(url: str) -> KVStore:
     """The store a URL names; close it when done.
 
     ``memory:``; ``disk:PATH`` (in ``PATH/kv``); ``host:FILE?budget=BYTES`` (FILE on a tmpfs, ``/dev/shm/x2l``);
-    ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix:///SOCKET``; or several by kind,
-    ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest. Before any of them,
+    ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix:///SOCKET``; several as tiers, fastest first,
+    ``tiers:host:/dev/shm/x2l|unix:///run/valkey.sock|disk:~/.x2l`` (what each is for: :func:`~.tiered.ladder`); or
+    several by kind, ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest. Before any of them,
     ``faulty:seed=7,flip=0.05,kinds=l@`` makes it fail on purpose (:class:`~x2l_cluster.kv.faulty.FaultPlan`).
 
     Raises:
@@ -56,17 +58,44 @@ def split_routes(url: str) -> tuple[dict[str, str], str]:
 
 
 def bare(url: str) -> str:
-    """The URL of the place itself, without what is wrapped around it."""
-    while url.partition(":")[0] in WRAPPERS and "@" in url:
-        url = url.partition("@")[2]
-    return url
+    """The URL of the place itself: without what is wrapped around it; of several tiers the last."""
+    while True:
+        if url.startswith(TIERS):
+            url = split_tiers(url)[-1]
+        elif url.partition(":")[0] in WRAPPERS and "@" in url:
+            url = url.partition("@")[2]
+        else:
+            return url
+
+
+def split_tiers(url: str) -> list[str]:
+    """URLs of the tiers, fastest first. Raises InvalidInput for fewer than two, and for tiers among them."""
+    places = url.removeprefix(TIERS).split("|")
+    if len(places) < 2 or not all(places) or any(TIERS in place for place in places):
+        raise InvalidInput(f"store {url!r}: tiers are at least two stores, fastest first; give {USAGE}")
+    return places
 
 
 def _open_one(url: str) -> KVStore:
-    return Measured(_open_place(url))
+    store = _open_place(url)
+    return store if TIERS in url else Measured(store)  # tiers are measured each
+
+
+def _open_tiers(places: list[str]) -> KVStore:
+    from x2l_cluster.kv.host import HostKV
+    from x2l_cluster.kv.tiered import TieredKV, ladder
+
+    with ExitStack() as opened:
+        stores = [opened.enter_context(_open_place(place)) for place in places]
+        node = next((store.node for store in stores if isinstance(store, HostKV)), None)
+        tiered = TieredKV(ladder(stores), node=node)
+        opened.pop_all()
+    return tiered
 
 
 def _open_place(url: str) -> KVStore:
+    if url.startswith(TIERS):
+        return _open_tiers(split_tiers(url))
     scheme, colon, rest = url.partition(":")
     if scheme == "faulty" and "@" in rest:
         from x2l_cluster.kv.faulty import FaultPlan, FaultyKV

@@ -16,8 +16,8 @@ def open_state(url: str) -> StateStore:
     """The store a URL names; close it when done.
 
     Takes what :func:`x2l_cluster.kv.open.open_kv` takes, so that one setting serves both; of several stores by kind,
-    state goes where "the rest" goes, as if nothing were wrapped around that. ``disk:PATH`` keeps it under
-    ``PATH/state``.
+    state goes where "the rest" goes, of several tiers into the last, as if nothing were wrapped around that.
+    ``disk:PATH`` keeps it under ``PATH/state``.
 
     Raises:
         InvalidInput: no such kind of store.

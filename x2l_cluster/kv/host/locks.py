@@ -33,6 +33,8 @@ MUTEX: Final = _BASE
 USERS: Final = _BASE + 1
 """Everybody who has the arena open holds this byte together."""
 _SLOTS: Final = _BASE + (1 << 20)
+_VIDEOS: Final = 1 << 60
+_TURNS: Final = _BASE + (1 << 61)
 _FIRST_NAP_S: Final = 2e-5
 _LONGEST_NAP_S: Final = 1e-3
 
@@ -40,6 +42,16 @@ _LONGEST_NAP_S: Final = 1e-3
 def slot_byte(slot: int) -> int:
     """The byte of one slot: shared by its readers, or held alone by its writer or by who takes it away."""
     return _SLOTS + slot
+
+
+def video_slot(hash: int) -> int:
+    """As if a video were a slot: its byte is shared by all who may bring blobs of it, held alone by who clears it."""
+    return _VIDEOS + (hash >> 4)
+
+
+def turn_byte(hash: int) -> int:
+    """The byte of one key, held alone by who fetches its blob for the node."""
+    return _TURNS + (hash >> 4)
 
 
 class Locks:
@@ -88,11 +100,25 @@ class Locks:
         return True
 
 
+def claim_within(locks: Locks, byte: int, patience_s: float, *, longest_nap_s: float = _LONGEST_NAP_S) -> bool:
+    """Claims a byte as soon as nobody else holds it; False after waiting in vain.
+
+    Polled, since a blocking lock cannot be given up.
+    """
+    until, nap = time.monotonic() + patience_s, _FIRST_NAP_S
+    while not locks.claim(byte):
+        if time.monotonic() > until:
+            return False
+        time.sleep(nap)
+        nap = min(2 * nap, longest_nap_s)
+    return True
+
+
 class Mutex:
     """Excludes threads of this process, then everybody else, from the tables of the arena.
 
     Waits at most ``patience_s``: a process that was stopped inside (SIGSTOP, a debugger) must not stop a whole node.
-    It is polled, since a blocking lock cannot be given up; those who hold it do so for some ten microseconds.
+    Those who hold it do so for some ten microseconds.
     """
 
     def __init__(self, path: Path, *, patience_s: float) -> None:
@@ -104,16 +130,11 @@ class Mutex:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Raises StoreUnavailable after waiting in vain."""
-        until = time.monotonic() + self._patience_s
         if not self._thread.acquire(timeout=self._patience_s):
             raise self._stuck()
         try:
-            nap = _FIRST_NAP_S
-            while not self._locks.claim(MUTEX):
-                if time.monotonic() > until:
-                    raise self._stuck()
-                time.sleep(nap)
-                nap = min(2 * nap, _LONGEST_NAP_S)
+            if not claim_within(self._locks, MUTEX, self._patience_s):
+                raise self._stuck()
             yield
         finally:
             self._locks.end(MUTEX)

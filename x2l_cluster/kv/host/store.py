@@ -22,6 +22,7 @@ from x2l_cluster.kv.host.arena import Arena
 from x2l_cluster.kv.host.layout import MAX_PAGES, Layout, Word
 from x2l_cluster.kv.host.leases import Claims, Leases
 from x2l_cluster.kv.host.names import LAST_RANK, RANKS, hash_of, key_of, name_of, prefix_of
+from x2l_cluster.kv.host.node import Node
 from x2l_cluster.kv.host.reader import Reader, as_array, taken_away
 from x2l_cluster.kv.host.register import register, unregister
 from x2l_cluster.kv.host.slots import Found
@@ -100,6 +101,8 @@ class HostKV(SingleStore):
         self._leases = Leases(self._arena.read_locks)
         self._claims = Claims(self._arena.write_locks)
         self._admit = admit
+        self.node = Node(self._arena.path)
+        """What the processes that share this arena agree on beside blobs."""
         self._reader = Reader(self._arena, self._leases)
         self._registered = False
         self._gone: str | None = None
@@ -282,6 +285,7 @@ class HostKV(SingleStore):
                 unregister(self._arena)
             self._leases.close()
             self._claims.close()
+            self.node.close()
             self._arena.close()
 
     def _check(self) -> None:
@@ -295,6 +299,7 @@ class HostKV(SingleStore):
             self._arena.close()
         self._leases.forget()
         self._claims.forget()
+        self.node.forget()
 
 
 _open_stores: weakref.WeakSet[HostKV] = weakref.WeakSet()
