@@ -1,4 +1,4 @@
-"""Following a job from a coroutine: its events as they happen, or the moment it ends. Looks in threads, never blocks."""
+"""Following a job from a coroutine: its events as they happen, or the moment it ends. Looks in threads."""
 
 from __future__ import annotations
 

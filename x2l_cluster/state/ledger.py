@@ -81,8 +81,9 @@ class Ledger(Protocol):
     ) -> bool:
         """Atomically: if the record is ``expected`` (None: absent), replaces it (None: removes it and its log).
 
-        False when it is another one; nothing has changed then. Putting what is there already is a success, so that
-        a put whose reply was lost may be sent again. Tells those who watch one of ``topics``.
+        False when it is another one; nothing has changed then. Putting what is there already is a success, so that a
+        put whose reply was lost may be sent again; whoever puts makes its bytes unlike all others. Tells those who
+        watch one of ``topics``.
 
         Raises GroupFull.
         """

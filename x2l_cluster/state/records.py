@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
@@ -17,7 +18,11 @@ _T = TypeVar("_T")
 
 
 class RecordCodec(Generic[_T]):
-    """Bytes of a frozen dataclass of plain data, and back. Equal values are equal bytes."""
+    """Bytes of a frozen dataclass of plain data, and back.
+
+    No two encodings are the same: of two writers who made equal changes at once, a ledger must tell one that it was
+    too late.
+    """
 
     def __init__(self, kind: type[_T], what: str) -> None:
         self._adapter: TypeAdapter[_T] = TypeAdapter(kind)
@@ -25,7 +30,7 @@ class RecordCodec(Generic[_T]):
 
     def encode(self, value: _T) -> bytes:
         """Raises InvalidInput when that makes more than a record may be."""
-        data = seal_record({"v": _VERSION, "is": self._adapter.dump_python(value, mode="json")})
+        data = seal_record({"v": _VERSION, "n": os.urandom(8), "is": self._adapter.dump_python(value, mode="json")})
         if len(data) > MAX_RECORD_BYTES:
             raise InvalidInput(f"a {self._what} of {len(data)} bytes is too large to be kept")
         return data
