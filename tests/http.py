@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import uvicorn
 
@@ -56,6 +56,52 @@ class Server:
                 await asyncio.sleep(0.005)
 
         self.do(asyncio.wait_for(wait(), 20))
+
+
+class CuttingProxy:
+    """Stands before a server and cuts each connection after so many bytes of responses, as ``cuts`` says in turn.
+
+    When those are used up, nothing is cut any more.
+    """
+
+    def __init__(self, server: Server, cuts: Sequence[int]) -> None:
+        self._server, self._left = server, list(cuts)
+        self._upstream = int(server.url.rpartition(":")[2])
+        self.connections = 0
+
+    async def _start(self) -> str:
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        left = self._left.pop(0) if self._left else 1 << 60
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
+
+        async def forward() -> None:
+            while data := await reader.read(1 << 16):
+                up_writer.write(data)
+                await up_writer.drain()
+
+        sending = asyncio.create_task(forward())
+        with suppress(OSError):
+            while left and (data := await up_reader.read(min(left, 1 << 16))):
+                left -= len(data)
+                writer.write(data)
+                await writer.drain()
+        sending.cancel()
+        for end in (writer, up_writer):
+            end.close()
+
+    def __enter__(self) -> Self:
+        self.url = self._server.do(self._start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        async def stop() -> None:
+            self._listener.close()
+
+        self._server.do(stop())
 
 
 @contextmanager

@@ -312,7 +312,7 @@ class MemoryService:
             yield AnswerCompleted(part=part.id, text="".join(words))
             return
         try:
-            await self.video(tenant, part.video)
+            video = await self.video(tenant, part.video)
         except X2LError as error:
             yield AnswerFailed(part=part.id, problem=Problem.of(error))
             return
@@ -320,7 +320,7 @@ class MemoryService:
         chunk = PlannedChunk(chunk=0, span=span, level=Level.L, score=1.5, reason="score", size_bytes=1000)
         plan = ReloadPlan(chunks=(chunk,), scorer=ask.scorer, detail=ask.detail)
         evidence = (Evidence(chunk=0, span=span, level=Level.L, score=1.5, tier=Tier.DISK, size_bytes=1000),)
-        yield AnswerPlan(part=part.id, plan=plan)
+        yield AnswerPlan(part=part.id, plan=plan, covered=video.covered)
         for word in words[:-1]:
             yield AnswerDelta(part=part.id, text=word)
         await self.held.wait()

@@ -63,7 +63,7 @@ async def search(body: SearchBody, service: Work, tenant: Tenant, request: Reque
     return await unless_gone(request, service.search(tenant, body.request()))
 
 
-@router.post("/sessions", status_code=201, responses=raises(UnknownVideo))
+@router.post("/sessions", status_code=201, responses=raises(UnknownVideo, QuotaExceeded))
 async def open_session(body: SessionBody, service: Work, tenant: Tenant) -> Session:
     """Begins a conversation: name it in `session` of the next questions."""
     return await service.open_session(tenant, body.videos)

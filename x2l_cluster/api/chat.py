@@ -138,7 +138,7 @@ class Completion:
 
 
 def _finish(end: AnswerCompleted) -> str:
-    return "length" if end.finish == "length" else "stop"
+    return "stop" if end.finish == "stop" else "length"
 
 
 def usage(events: list[AnswerEvent]) -> dict[str, int]:
