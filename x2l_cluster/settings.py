@@ -18,6 +18,14 @@ class Settings(BaseSettings):
     fine_store: str | None = Field(
         None, description="where fine blocks are kept instead: redis://…, valkey://…, unix://…"
     )
+    state: str | None = Field(
+        None, description="where manifests and jobs are kept instead: disk:PATH, redis://…, valkey://…, unix://…"
+    )
+    sources: str | None = Field(
+        None, description="where originals are kept instead: a folder or an fsspec URL (s3://…)"
+    )
+    prefill_min: int = Field(0, ge=0, description="prefill workers that are kept even when nothing waits")
+    prefill_max: int = Field(4, ge=1, description="prefill workers at most; how many there are follows the queue")
     device: str | None = Field(None, description="cpu, cuda, cuda:1 …; by default a GPU if there is one")
     dtype: str | None = Field(None, description="bfloat16, float16 or float32; by default what suits the device")
     cache_bytes: int = Field(2 << 30, ge=0, description="bytes of assembled KV pages kept hot in the process")
