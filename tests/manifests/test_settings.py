@@ -9,7 +9,7 @@ from x2l_cluster.settings import Settings
 
 KNOWN = {f"X2L_{name}".upper() for name in Settings.model_fields}
 NEEDED = {f"X2L_{name}".upper() for name, field in Settings.model_fields.items() if field.is_required()}
-SHARED = {"X2L_MODEL", "X2L_STORE", "X2L_FINE_STORE", "X2L_STATE", "X2L_SOURCES"}
+SHARED = {"X2L_MODEL", "X2L_STORE", "X2L_STATE", "X2L_SOURCES"}
 """Whatever works on jobs or questions must be told: by default each would keep its own."""
 WORKING = ("gateway", "prefill", "answer", "janitor")
 
