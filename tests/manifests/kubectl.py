@@ -1,4 +1,4 @@
-"""The real kubectl: of this machine if it has one, else out of the wheel that `make test` installs in a folder apart."""
+"""The real kubectl: of this machine, or out of the wheel that `make test` installs in a folder apart."""
 
 from __future__ import annotations
 
