@@ -17,7 +17,7 @@ import xxhash
 
 from x2l_cluster.errors import InvalidInput, InvalidRecipe
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Changes whenever stored bytes change their meaning; part of every recipe digest."""
 
 LOCAL_TENANT = "local"
@@ -48,6 +48,11 @@ class Kind(StrEnum):
     @classmethod
     def of(cls, level: Level) -> Kind:
         return cls.L if level is Level.L else cls.H
+
+    @staticmethod
+    def segment(kind: str) -> str:
+        """The kind of segments that blobs of ``kind`` are packed into; stores route it as they route ``kind``."""
+        return f"{kind}-seg"
 
 
 class Tier(StrEnum):
@@ -332,8 +337,10 @@ class BlockKey:
     recipe: str
     epoch: int
     kind: str
-    """A :class:`Kind`; of a score index with its calibration's digest behind a dash (``x-1f…``)."""
+    """A :class:`Kind`; of a score index with its calibration's digest behind a dash (``x-1f…``), of a segment with
+    ``-seg`` behind that of what it holds."""
     chunk: int
+    """Of a segment the first chunk in it."""
     stripe: int = 0
 
     def __post_init__(self) -> None:
@@ -356,15 +363,32 @@ class BlockKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Where a blob lies that was packed into a segment with others of its kind."""
+
+    epoch: int
+    """Of the run that packed it; the blob itself keeps the epoch it was made under."""
+    chunk: int
+    """The first chunk in the segment."""
+    offset: int
+    """Bytes from the segment's front."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockRef:
-    """What a manifest says about one blob; readers check against it."""
+    """What a manifest says about one stored object; readers check against it."""
 
     kind: str
     epoch: int
     size_bytes: int
+    """Of all its stripes."""
     checksum: str
-    """xxh3-64 of the payload, without the header, 16 hex digits."""
+    """16 hex digits: xxh3-64 of the payload, without the header; of several stripes that of their payloads' sums."""
     entries: int
+    stripes: int = 1
+    """How many blobs it is stored as."""
+    packed: Packed | None = None
+    """In which segment it lies; without, its blobs are stored under keys of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,9 +434,30 @@ class Manifest:
             else Span(start_s=0.0, end_s=0.0)
         )
 
-    def key(self, ref: BlockRef, chunk: int) -> BlockKey:
+    def key(self, ref: BlockRef, chunk: int, stripe: int = 0) -> BlockKey:
+        """What a blob of ``ref`` says it is, wherever it lies."""
+        return self._key(ref.epoch, ref.kind, chunk, stripe)
+
+    def keys(self, ref: BlockRef, chunk: int) -> tuple[BlockKey, ...]:
+        """What a store is asked for to have all of ``ref``: its stripes in order, or the segment it lies in."""
+        if ref.packed is not None:
+            return (self._key(ref.packed.epoch, Kind.segment(ref.kind), ref.packed.chunk),)
+        return tuple(self.key(ref, chunk, stripe) for stripe in range(ref.stripes))
+
+    @property
+    def named(self) -> frozenset[BlockKey]:
+        """Every blob the rows name, segments included."""
+        return frozenset(key for row in self.chunks for ref in row.blocks.values() for key in self.keys(ref, row.index))
+
+    def _key(self, epoch: int, kind: str, chunk: int, stripe: int = 0) -> BlockKey:
         return BlockKey(
-            tenant=self.tenant, video=self.video, recipe=self.recipe.digest, epoch=ref.epoch, kind=ref.kind, chunk=chunk
+            tenant=self.tenant,
+            video=self.video,
+            recipe=self.recipe.digest,
+            epoch=epoch,
+            kind=kind,
+            chunk=chunk,
+            stripe=stripe,
         )
 
     def size_bytes(self, kind: str) -> int:

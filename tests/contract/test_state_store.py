@@ -185,8 +185,8 @@ def test_whoever_begins_later_goes_on_where_the_first_stopped(maker: Maker) -> N
 LATE: dict[str, Callable[[StateStore, Manifest], object]] = {
     "seal the next": lambda store, old: seal(store, old, 1),
     "seal an equal one": lambda store, old: seal(store, old, 0),
-    "update": lambda store, old: store.update("ada", "v1", RECIPE.digest, old.epoch, row(0, old.epoch, size=5)),
-    "update with the same": lambda store, old: store.update("ada", "v1", RECIPE.digest, old.epoch, row(0, old.epoch)),
+    "revise": lambda store, old: store.revise("ada", "v1", RECIPE.digest, old.epoch, [row(0, old.epoch, size=5)]),
+    "revise with the same": lambda store, old: store.revise("ada", "v1", RECIPE.digest, old.epoch, [row(0, old.epoch)]),
     "finish": finish,
 }
 
@@ -274,10 +274,10 @@ def test_an_update_replaces_the_blocks_of_a_row(maker: Maker) -> None:
         old = again.chunks[1]
         added = BlockRef(kind="x-2", epoch=again.epoch, size_bytes=3, checksum="f" * 16, entries=1)
         new = replace(old, blocks={**old.blocks, "x-2": added})
-        changed = writer.update("ada", "v1", RECIPE.digest, again.epoch, new)
+        changed = writer.revise("ada", "v1", RECIPE.digest, again.epoch, [new])
         assert changed.chunks == (again.chunks[0], new, again.chunks[2])
         assert changed.revision == again.revision + 1
-        assert writer.update("ada", "v1", RECIPE.digest, again.epoch, new) == changed
+        assert writer.revise("ada", "v1", RECIPE.digest, again.epoch, [new]) == changed
         assert reader.manifest("ada", "v1") == changed
     with maker() as fresh:
         assert fresh.manifest("ada", "v1") == changed
@@ -288,7 +288,7 @@ def test_an_update_changes_blocks_only(store: StateStore) -> None:
     before = seal(store, started, 0)
     for wrong in (replace(row(0, started.epoch), frames=3), row(1, started.epoch), row(0, started.epoch + 1)):
         with pytest.raises(ManifestConflict):
-            store.update("ada", "v1", RECIPE.digest, started.epoch, wrong)
+            store.revise("ada", "v1", RECIPE.digest, started.epoch, [wrong])
     assert store.manifest("ada", "v1") == before
 
 

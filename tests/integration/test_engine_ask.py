@@ -11,6 +11,7 @@ import pytest
 from tests.engines import SMALL, calibration, engine, mosaic
 from tests.tiny import qwen3_vl, two_pass
 from x2l_cluster.engine import Assembler, Decoder, Generation, Prefiller, Prefix, VideoEngine
+from x2l_cluster.engine.read import READERS
 from x2l_cluster.errors import (
     BlockCorrupt,
     BlockMissing,
@@ -152,8 +153,10 @@ def test_a_new_calibration_needs_no_new_prefill(lm, film, tmp_path):
 
 
 def break_blocks(x2l: VideoEngine, manifest, kind: str, how: str, chunk: int) -> None:
+    """Of a block that lies in a segment with others, "missing" takes the whole segment."""
     row = manifest.chunks[chunk]
-    key = manifest.key(row.blocks[kind], row.index)
+    ref = row.blocks[kind]
+    key = manifest.keys(ref, row.index)[-1]
     if how == "missing":
         x2l.stores.kv.delete([key])
     else:
@@ -162,7 +165,9 @@ def break_blocks(x2l: VideoEngine, manifest, kind: str, how: str, chunk: int) ->
             blob = blob[: len(blob) // 2]
         elif how == "stale":
             other = manifest.chunks[(chunk + 1) % len(manifest.chunks)]
-            blob = bytearray(x2l.stores.kv.get(manifest.key(other.blocks[kind], other.index)))
+            blob = bytearray(x2l.stores.kv.get(manifest.keys(other.blocks[kind], other.index)[-1]))
+        elif ref.packed is not None:
+            blob[ref.packed.offset + ref.size_bytes * 3 // 4] ^= 0x10
         else:
             blob[len(blob) * 3 // 4] ^= 0x10
         x2l.stores.kv.put(key, blob)
@@ -194,7 +199,7 @@ def test_on_request_a_missing_fine_block_fails_the_question(own):
 def test_without_a_coarse_block_there_is_no_answer_but_an_error(own, how):
     x2l, manifest = own
     break_blocks(x2l, manifest, Kind.H, how, 2)
-    with pytest.raises(KVMissing, match="chunk 2") as caught:
+    with pytest.raises(KVMissing, match="chunk 2" if how == "corrupt" else "chunk 0") as caught:
         x2l.ask(manifest, QUESTION)
     assert caught.value.retryable
 
@@ -344,7 +349,7 @@ def test_a_store_that_hangs_is_waited_for_once_a_question(lm, film, monkeypatch)
 
         monkeypatch.setattr(x2l.stores.kv, "get", hang)
         answer = x2l.ask(manifest, QUESTION, detail="k=5", generation=WRITE)
-    assert len(asked) == 1
+    assert len(asked) <= READERS
     assert [e.degraded for e in answer.evidence] == ["unavailable"] * 5
 
 

@@ -210,7 +210,7 @@ def test_a_step_that_fails_fails_only_the_answer_at_fault(x2l, lm):
 def test_what_a_store_has_lost_fails_or_flags_the_question_and_no_other(films, lm, kind):
     with engine(lm=lm) as x2l:
         lost, _ = (x2l.index(film, video=f"v{n}", **SMALL) for n, film in enumerate(films[:2]))
-        x2l.stores.kv.delete([lost.key(row.blocks[kind], row.index) for row in lost.chunks])
+        x2l.stores.kv.delete([key for key in lost.named if key.kind[0] == kind])
         with AnswerLoop(x2l.answerer) as loop:
             bad, good = (ask(x2l, loop, video, QUESTIONS[0], detail="k=1") for video in ("v0", "v1"))
             if kind is Kind.H:

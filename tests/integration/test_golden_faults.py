@@ -52,7 +52,7 @@ class Golden:
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Golden]:
     film = mosaic(tmp_path_factory.mktemp("film") / "film.mp4", 15)
-    with engine(lm=qwen3_vl(0)) as x2l:
+    with engine(lm=qwen3_vl(0), stripe_bytes=8 << 10) as x2l:  # fine blocks in stripes, score indexes in segments
         yield Golden(x2l, film)
 
 

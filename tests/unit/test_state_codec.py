@@ -104,8 +104,8 @@ def test_rows_with_nonsense_in_a_field(field: str) -> None:
 
 
 def test_records_of_another_version_say_so() -> None:
-    with pytest.raises(ManifestCorrupt, match="version 2"):
-        decode_head(sealed({**msgpack.unpackb(HEAD[8:]), "v": 2}))
+    with pytest.raises(ManifestCorrupt, match="version 3"):
+        decode_head(sealed({**msgpack.unpackb(HEAD[8:]), "v": 3}))
 
 
 def test_a_recipe_that_does_not_match_its_digest_is_found() -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 from x2l_cluster.engine.assemble import Assembler, Prefix
 from x2l_cluster.engine.decode import Decoder, Generation, Stream, check_room
 from x2l_cluster.engine.place import Placement
+from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.reload import Loaded, Reloader
 from x2l_cluster.engine.score import Scoring
 from x2l_cluster.engine.turns import Turns
 from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo
 from x2l_cluster.kv.measured import reason_of
-from x2l_cluster.kv.store import KVStore
 from x2l_cluster.models import Page, Prompt, VideoLM, View
 from x2l_cluster.select import Calibration, ChunkScorer, get_scorer, gloss, make_plan, pins
 from x2l_cluster.types import Answer, Detail, Evidence, Level, Manifest, Positions, ReloadPlan, Usage
@@ -64,6 +64,7 @@ class Answerer:
     their own.
 
     Args:
+        reader: where blocks come from.
         calibration: of the ``calibrated`` and ``coarse`` scorers.
         cache_bytes: what pages and score indexes kept hot may take.
 
@@ -72,13 +73,13 @@ class Answerer:
             forward at most between two steps.
     """
 
-    def __init__(self, lm: VideoLM, kv: KVStore, calibration: Calibration | None, *, cache_bytes: int) -> None:
+    def __init__(self, lm: VideoLM, reader: Reader, calibration: Calibration | None, *, cache_bytes: int) -> None:
         self.lm = lm
         self.turns = Turns()
         self._calibration = calibration
         self._assembler = Assembler(lm)
-        self._reloader = Reloader(lm, kv, budget_bytes=cache_bytes)
-        self._scoring = Scoring(lm, self._reloader, self.turns, budget_bytes=cache_bytes // 8)
+        self._reloader = Reloader(lm, reader, budget_bytes=cache_bytes)
+        self._scoring = Scoring(lm, reader, self.turns, budget_bytes=cache_bytes // 8)
 
     @cached_property
     def _prefix(self) -> Prefix:

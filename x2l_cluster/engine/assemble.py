@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from x2l_cluster.engine.place import Placement, place
-from x2l_cluster.kv.block import KVBlock
+from x2l_cluster.kv.block import KVBlock, dense
+from x2l_cluster.kv.stripes import Stripe, join
 from x2l_cluster.models.attend import Page, View
 from x2l_cluster.models.base import VideoLM
 from x2l_cluster.types import Level, Positions
@@ -51,8 +53,31 @@ class Assembler:
         keys, values = block.dense(self._lm.dtype)
         if coords is not None:
             keys = self._lm.rotate(keys, coords.to(self._lm.device))
-        bias = block.counts.float().log() if self._log_count_bias else None
-        return Page(keys=keys, values=values, bias=bias)
+        return Page(keys=keys, values=values, bias=self._bias(block.counts))
+
+    def gather(self, stripes: Iterable[Stripe], where: Placement | None) -> Page:
+        """A block as a page, stripe by stripe as they come, each straight to its place: the block is never whole twice.
+
+        ``where`` places its entries; None leaves the keys unrotated.
+        """
+        stripes = iter(stripes)
+        first = next(stripes)
+        if first.cut.stripes == 1:
+            block = join(chain((first,), stripes))
+            return self.page(block, where(block.coords) if where else None)
+        assert first.shared is not None, "the first stripe has what all share"
+        coords = where(first.shared.coords).to(self._lm.device) if where else None
+        keys, values = (
+            torch.empty((*first.cut.whole, part.shape[-1]), device=self._lm.device, dtype=self._lm.dtype)
+            for part in (first.keys, first.values)
+        )
+        for stripe in chain((first,), stripes):
+            part, values[stripe.box] = (dense(x, self._lm.device, self._lm.dtype) for x in (stripe.keys, stripe.values))
+            keys[stripe.box] = part if coords is None else self._lm.rotate(part, coords[stripe.box[2]])
+        return Page(keys=keys, values=values, bias=self._bias(first.shared.counts))
+
+    def _bias(self, counts: Tensor) -> Tensor | None:
+        return counts.to(self._lm.device).float().log() if self._log_count_bias else None
 
     def pages(
         self, blocks: Sequence[KVBlock], mode: Positions, *, anchor: float, end: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -30,26 +30,61 @@ class ByteCache(Generic[K, V]):
 
     def get(self, key: K, make: Callable[[], V]) -> tuple[V, bool]:
         """The value, and whether it was there already. An error of ``make`` reaches everybody who waited for it."""
+
+        def only(_: Sequence[K]) -> Iterator[V | Exception]:
+            yield make()
+
+        (found,) = self.get_all([key], only)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def get_all(
+        self, keys: Sequence[K], make: Callable[[Sequence[K]], Iterator[V | Exception]]
+    ) -> list[tuple[V, bool] | Exception]:
+        """The values of different keys, as :meth:`get` gives them, or what each could not be had for.
+
+        ``make`` yields what nobody has or makes, in order, a value or an error each. What it raises, all of the rest
+        is not to be had for, and the caller gets it.
+        """
         with self._lock:
-            if key in self._kept:
-                return self._kept[key], True
-            waiting = self._making.get(key)
-            mine: Future[V] = waiting or self._making.setdefault(key, Future())
-        if waiting is not None:
-            return waiting.result(), True
+            kept = {key: self._kept[key] for key in keys if key in self._kept}
+            waiting = {key: self._making[key] for key in keys if key in self._making and key not in kept}
+            mine = {key: Future[V]() for key in keys if key not in kept and key not in waiting}
+            self._making |= mine
+        made: dict[K, V | Exception] = {}
         try:
-            value = make()
+            # Own work first: two who wait for each other's would wait for ever.
+            for key, value in zip(mine, make(list(mine)) if mine else (), strict=True):
+                made[key] = value
+                self._settle(key, mine[key], value)
         except BaseException as error:
-            with self._lock:
-                del self._making[key]
-            mine.set_exception(error)
+            for key in mine.keys() - made.keys():
+                self._settle(key, mine[key], error)
             raise
+        return [self._found(key, kept, waiting, made) for key in keys]
+
+    def _settle(self, key: K, future: Future[V], value: V | BaseException) -> None:
         with self._lock:
-            if self._size(value) <= self._bound:
+            if not isinstance(value, BaseException) and self._size(value) <= self._bound:
                 self._kept[key] = value
             del self._making[key]
-        mine.set_result(value)
-        return value, False
+        if isinstance(value, BaseException):
+            future.set_exception(value)
+        else:
+            future.set_result(value)
+
+    def _found(
+        self, key: K, kept: dict[K, V], waiting: dict[K, Future[V]], made: dict[K, V | Exception]
+    ) -> tuple[V, bool] | Exception:
+        if key in kept:
+            return kept[key], True
+        value = made[key] if key in made else (waiting[key].exception() or waiting[key].result())
+        if isinstance(value, BaseException):
+            if not isinstance(value, Exception):  # whoever made it was interrupted
+                raise value
+            return value
+        return value, key not in made
 
     def __contains__(self, key: K) -> bool:
         with self._lock:

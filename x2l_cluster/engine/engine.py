@@ -12,8 +12,10 @@ from x2l_cluster.engine.answer import Answerer, Asked
 from x2l_cluster.engine.decode import Generation
 from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.prefill import Prefilled
+from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.stores import Stores
 from x2l_cluster.errors import InvalidInput, SourceMissing, UnknownVideo
+from x2l_cluster.kv.stripes import STRIPE_BYTES
 from x2l_cluster.models import VideoLM, load_model
 from x2l_cluster.models.registry import find_checkpoint
 from x2l_cluster.select import Calibration, get_scorer
@@ -37,6 +39,7 @@ class VideoEngine:
         calibration: which heads score; None: scoring falls back to ``coarse``.
         cache_bytes: what assembled pages kept hot may take.
         decode_deadline_s: a video decoder without progress for so long is killed.
+        stripe_bytes: what a stored blob takes at most.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class VideoEngine:
         calibration: Calibration | None = None,
         cache_bytes: int = CACHE_BYTES,
         decode_deadline_s: float = DECODE_DEADLINE_S,
+        stripe_bytes: int = STRIPE_BYTES,
     ) -> None:
         self.lm = lm
         self.stores = stores
@@ -58,9 +62,11 @@ class VideoEngine:
             state=stores.state,
             scorers=[get_scorer(name, lm.spec, calibration) for name in stored],
             deadline_s=decode_deadline_s,
+            stripe_bytes=stripe_bytes,
         )
         self._indexing = threading.Lock()
-        self.answerer = Answerer(lm, stores.kv, calibration, cache_bytes=cache_bytes)
+        self._reader = Reader(stores.kv, lambda m: stores.state.manifest(m.tenant, m.video, m.recipe.digest))
+        self.answerer = Answerer(lm, self._reader, calibration, cache_bytes=cache_bytes)
 
     @classmethod
     def from_pretrained(
@@ -279,6 +285,7 @@ class VideoEngine:
             self.answerer.forget(tenant, video)  # what a question that ran beside it may have put back
 
     def close(self) -> None:
+        self._reader.close()
         self.stores.close()
 
     def __enter__(self) -> Self:

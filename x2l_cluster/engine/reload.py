@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from x2l_cluster.engine.assemble import Assembler
 from x2l_cluster.engine.cache import ByteCache
 from x2l_cluster.engine.place import Placement
-from x2l_cluster.errors import BlockMissing, KVError, KVMissing, StoreUnavailable
-from x2l_cluster.kv.block import KVBlock
-from x2l_cluster.kv.codec import decode, unpack
+from x2l_cluster.engine.read import REPAIR, Reader
+from x2l_cluster.errors import KVError, KVMissing, StoreUnavailable
+from x2l_cluster.kv.codec import Buffer, decode_stripes
 from x2l_cluster.kv.measured import reason_of
-from x2l_cluster.kv.store import KVStore, Want
-from x2l_cluster.metrics import KV_MISSES, kind_of
 from x2l_cluster.models import Page, VideoLM
-from x2l_cluster.select import Features
 from x2l_cluster.types import BlockKey, BlockRef, ChunkRow, Kind, Level, Manifest, Tier
 
-T = TypeVar("T")
 PageKey = tuple[str, str, str, str, int, str, float]
-REPAIR = "index the file again with repair=True (`x2l index FILE --repair`)"
 COARSE_SHARE = 0.75
 """Of the budget: H of hot videos is read whole by every question, so it must not be driven out by passing L."""
 
@@ -43,11 +37,12 @@ class Reloader:
     Safe for several threads; a block that many ask for at once is fetched once.
 
     Args:
+        reader: where blocks come from.
         budget_bytes: what the pages kept hot may take.
     """
 
-    def __init__(self, lm: VideoLM, kv: KVStore, *, budget_bytes: int) -> None:
-        self._kv = kv
+    def __init__(self, lm: VideoLM, reader: Reader, *, budget_bytes: int) -> None:
+        self._reader = reader
         self._assembler = Assembler(lm)
         coarse_bytes = int(budget_bytes * COARSE_SHARE)
         self._pages: dict[Level, ByteCache[PageKey, Page]] = {
@@ -55,57 +50,51 @@ class Reloader:
             Level.L: ByteCache(budget_bytes - coarse_bytes, _page_bytes),
         }
 
-    def block(self, manifest: Manifest, row: ChunkRow, kind: str) -> KVBlock:
-        """One stored block, verified. Raises BlockMissing, BlockCorrupt or StoreUnavailable."""
-        return self._read(manifest, row, kind, decode)[0]
-
-    def features(self, manifest: Manifest, row: ChunkRow, kind: str) -> Features:
-        """What a scorer stored of a chunk. Raises as :meth:`block` does."""
-        (tensors, meta), _ = self._read(manifest, row, kind, unpack)
-        return Features(tensors, meta)
-
-    def _read(
-        self, manifest: Manifest, row: ChunkRow, kind: str, make: Callable[[memoryview, BlockKey, BlockRef], T]
-    ) -> tuple[T, Tier]:
-        """What ``make`` finds in a stored blob, and the tier it came from. What cannot be used is a counted miss."""
-        ref = row.blocks.get(kind)
-        if ref is None:
-            raise BlockMissing(f"chunk {row.index} of video {manifest.video} has no {kind!r} block; {REPAIR}")
-        key = manifest.key(ref, row.index)
-        try:
-            found = self._kv.fetch(key, want=Want(size_bytes=ref.size_bytes))
-            return make(found.blob, key, ref), found.tier
-        except KVError as error:
-            KV_MISSES.labels(kind_of(kind), reason_of(error)).inc()
-            raise
-
-    def page(self, manifest: Manifest, row: ChunkRow, level: Level, where: Placement | None) -> Loaded:
-        """A chunk at exactly this level; unrotated without a placement. Raises as :meth:`block` does."""
+    def pages(
+        self, manifest: Manifest, rows: Sequence[ChunkRow], level: Level, where: Placement | None
+    ) -> list[Loaded | KVError]:
+        """Chunks at exactly this level, under one deadline, or why one cannot be had; unrotated without a placement."""
         kind = Kind.of(level)
-        ref = row.blocks.get(kind)
-        tier = Tier.DEVICE
+        by_key = {_key(manifest, row, level, where): row for row in rows}
+        tiers: dict[int, Tier] = {}
 
-        def make() -> Page:
-            nonlocal tier
-            block, tier = self._read(manifest, row, kind, decode)
-            return self._assembler.page(block, where(block.coords) if where else None)
+        def read(blobs: Iterator[Buffer], key: BlockKey, ref: BlockRef) -> Page:
+            return self._assembler.gather(decode_stripes(blobs, key, ref), where)
 
-        page, hot = self._pages[level].get(_key(manifest, row, level, where), make)
-        moved = 0 if hot or ref is None else ref.size_bytes
-        return Loaded(page=page, level=level, tier=tier, moved_bytes=moved)
+        def make(keys: Sequence[PageKey]) -> Iterator[Page | Exception]:
+            missing = [by_key[key] for key in keys]
+            with self._reader.batch(manifest, [(row, kind) for row in missing]) as batch:
+                for row in missing:
+                    try:
+                        page = batch.use(row, kind, read)
+                        tiers[row.index] = batch.tier
+                        yield page
+                    except KVError as error:
+                        yield error
+
+        loaded: list[Loaded | KVError] = []
+        for row, found in zip(rows, self._pages[level].get_all(list(by_key), make), strict=True):
+            if isinstance(found, KVError):
+                loaded.append(found)
+            elif isinstance(found, Exception):  # somebody else made it, and failed
+                raise found
+            else:
+                page, hot = found
+                moved = 0 if hot else row.blocks[kind].size_bytes
+                loaded.append(Loaded(page=page, level=level, tier=tiers.get(row.index, Tier.DEVICE), moved_bytes=moved))
+        return loaded
 
     def coarse(self, manifest: Manifest, where: Placement | None) -> list[Loaded]:
         """H of every sealed chunk. Raises KVMissing when one is gone: then the index must be repaired."""
         loaded = []
-        for row in manifest.chunks:
-            try:
-                loaded.append(self.page(manifest, row, Level.H, where))
-            except StoreUnavailable:
-                raise
-            except KVError as error:
+        for row, found in zip(manifest.chunks, self.pages(manifest, manifest.chunks, Level.H, where), strict=True):
+            if isinstance(found, StoreUnavailable):
+                raise found
+            if isinstance(found, KVError):
                 raise KVMissing(
-                    f"the coarse KVs of chunk {row.index} of video {manifest.video} are gone ({error}); {REPAIR}"
-                ) from error
+                    f"the coarse KVs of chunk {row.index} of video {manifest.video} are gone ({found}); {REPAIR}"
+                ) from found
+            loaded.append(found)
         return loaded
 
     def fine(
@@ -123,22 +112,14 @@ class Reloader:
         Raises BlockMissing, BlockCorrupt or StoreUnavailable if ``strict``.
         """
         loaded: dict[int, Loaded] = {}
-        away = False
-        for row in rows:
-            coarse = instead[row.index]
-            try:
-                if away and not self._is_hot(manifest, row, where):
-                    raise StoreUnavailable("the store did not answer for an earlier chunk of this question")
-                loaded[row.index] = self.page(manifest, row, Level.L, where)
-            except KVError as error:
-                if strict:
-                    raise
-                away = away or isinstance(error, StoreUnavailable)
-                loaded[row.index] = replace(coarse, moved_bytes=0, degraded=reason_of(error))
+        for row, found in zip(rows, self.pages(manifest, rows, Level.L, where), strict=True):
+            if isinstance(found, Loaded):
+                loaded[row.index] = found
+            elif strict:
+                raise found
+            else:
+                loaded[row.index] = replace(instead[row.index], moved_bytes=0, degraded=reason_of(found))
         return loaded
-
-    def _is_hot(self, manifest: Manifest, row: ChunkRow, where: Placement | None) -> bool:
-        return _key(manifest, row, Level.L, where) in self._pages[Level.L]
 
     def forget(self, tenant: str, video: str) -> None:
         """Drops every page of a video."""

@@ -10,9 +10,10 @@ from torch import Tensor
 from x2l_cluster.engine.assemble import Prefix
 from x2l_cluster.engine.cache import ByteCache
 from x2l_cluster.engine.place import Placement
-from x2l_cluster.engine.reload import Reloader
+from x2l_cluster.engine.read import Batch, Reader
 from x2l_cluster.engine.turns import Turns
 from x2l_cluster.errors import BlockCorrupt, BlockMissing
+from x2l_cluster.kv.codec import decode_block
 from x2l_cluster.models import Page, Prompt, Step, VideoLM, View
 from x2l_cluster.select import Bank, ChunkScorer, EncodedQuestion, Encoding, Features, Source
 from x2l_cluster.types import ChunkRow, Kind, Manifest
@@ -28,8 +29,8 @@ class Scoring:
         budget_bytes: what the banks kept hot may take.
     """
 
-    def __init__(self, lm: VideoLM, reloader: Reloader, turns: Turns, *, budget_bytes: int) -> None:
-        self._lm, self._reloader, self._turns = lm, reloader, turns
+    def __init__(self, lm: VideoLM, reader: Reader, turns: Turns, *, budget_bytes: int) -> None:
+        self._lm, self._reader, self._turns = lm, reader, turns
         self._banks: ByteCache[BankKey, Bank] = ByteCache(budget_bytes, lambda bank: bank.keys.nbytes)
 
     def scores(
@@ -80,23 +81,27 @@ class Scoring:
         )
 
         def make() -> Bank:
-            bank = scorer.bank(chunks, [self._features(manifest, row, scorer) for row in manifest.chunks])
+            kind = Kind.H if scorer.source is Source.COARSE else scorer.kind
+            assert kind is not None
+            wanted = [(row, kind if kind in row.blocks else Kind.L) for row in manifest.chunks]
+            with self._reader.batch(manifest, wanted) as batch:
+                bank = scorer.bank(chunks, [_features(batch, row, kind, scorer) for row in manifest.chunks])
             placed = replace(bank, coords=where(bank.coords)).to(self._lm.device)
             return placed.rotated(self._lm.rotate) if scorer.rotates else placed
 
         return self._banks.get(key, make)[0]
 
-    def _features(self, manifest: Manifest, row: ChunkRow, scorer: ChunkScorer) -> Features:
-        """As stored; what was indexed before this calibration is made from the stored fine block instead."""
-        if scorer.source is Source.COARSE:
-            return scorer.index(self._reloader.block(manifest, row, Kind.H))
-        assert scorer.kind is not None
-        try:
-            return self._reloader.features(manifest, row, scorer.kind)
-        except (BlockMissing, BlockCorrupt):
-            if scorer.kind == "x-embedding":
-                raise
-            return scorer.index(self._reloader.block(manifest, row, Kind.L))
-
     def forget(self, tenant: str, video: str) -> None:
         self._banks.drop(lambda key: key[:2] == (tenant, video))
+
+
+def _features(batch: Batch, row: ChunkRow, kind: str, scorer: ChunkScorer) -> Features:
+    """As stored; what was indexed before this calibration is made from the stored fine block instead."""
+    if scorer.source is Source.COARSE:
+        return scorer.index(batch.use(row, kind, decode_block))
+    try:
+        return batch.features(row, kind)
+    except (BlockMissing, BlockCorrupt):
+        if kind == "x-embedding":
+            raise
+        return scorer.index(batch.use(row, Kind.L, decode_block))

@@ -86,6 +86,12 @@ class Quantised:
         return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), low=self.low.to(device))
 
 
+def dense(part: Tensor | Quantised, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Keys or values as a plain tensor; they travel in their stored form."""
+    part = part.to(device)
+    return part.dequantise(dtype) if isinstance(part, Quantised) else part.to(dtype)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVBlock:
     """Keys and values of a chunk (or of several, concatenated) in all layers.

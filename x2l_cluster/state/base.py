@@ -10,6 +10,7 @@ pass one contract suite.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -70,10 +71,12 @@ class StateStore(Protocol):
         """
         ...
 
-    def update(self, tenant: str, video: str, recipe_digest: str, epoch: int, row: ChunkRow) -> Manifest:
-        """Replaces the blocks of a sealed chunk (a new calibration adds a score index). The rest of the row must agree.
+    def revise(self, tenant: str, video: str, recipe_digest: str, epoch: int, rows: Sequence[ChunkRow]) -> Manifest:
+        """Replaces the blocks of sealed chunks, of all of ``rows`` at once. The rest of a row must agree.
 
-        Raises: as :meth:`seal`.
+        So a repair publishes what it made again, a new calibration its score index, and packing where blobs lie now.
+
+        Raises: as :meth:`seal`; nothing has changed then.
         """
         ...
 

@@ -20,6 +20,7 @@ from x2l_cluster.types import (
     ChunkRow,
     IndexStatus,
     Manifest,
+    Packed,
     Recipe,
     SourceRef,
     Span,
@@ -27,8 +28,10 @@ from x2l_cluster.types import (
     check_name,
 )
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 MAX_RECORD_BYTES: Final = 1 << 20
+_MAX_STRIPES: Final = 1 << 16
+"""Of one block: 48 GiB, far above any; a damaged row must not have readers make keys without end."""
 _SIMPLE: Final = {"str": str, "int": int, "float": float, "None": type(None)}
 _T = TypeVar("_T")
 
@@ -75,9 +78,7 @@ def encode_row(row: ChunkRow) -> bytes:
             "frames": row.frames,
             "pos": [row.position_start, row.position_end],
             "raw": row.raw_entries,
-            "blocks": [
-                [kind, ref.epoch, ref.size_bytes, ref.checksum, ref.entries] for kind, ref in sorted(row.blocks.items())
-            ],
+            "blocks": [_plain(ref) for _, ref in sorted(row.blocks.items())],
         }
     )
 
@@ -114,16 +115,7 @@ def decode_row(data: bytes) -> ChunkRow:
     try:
         row = open_record(data)
         (start_s, end_s), (first, last) = row["span"], row["pos"]
-        refs = [
-            BlockRef(
-                kind=check_name("kind", kind),
-                epoch=_int(epoch),
-                size_bytes=_int(size),
-                checksum=_text(checksum),
-                entries=_int(entries),
-            )
-            for kind, epoch, size, checksum, entries in row["blocks"]
-        ]
+        refs = [_ref(fields) for fields in row["blocks"]]
         return ChunkRow(
             index=_int(row["i"]),
             span=Span(start_s=_float(start_s), end_s=_float(end_s)),
@@ -146,6 +138,32 @@ def merge_rows(rows: tuple[ChunkRow, ...], records: Iterable[bytes]) -> tuple[Ch
             raise ManifestCorrupt(f"a manifest has no row {len(merged)}, but row {row.index}: index the video again")
         merged[row.index : row.index + 1] = [row]
     return tuple(merged)
+
+
+def _plain(ref: BlockRef) -> list[Any]:
+    packed = ref.packed and [ref.packed.epoch, ref.packed.chunk, ref.packed.offset]
+    return [ref.kind, ref.epoch, ref.size_bytes, ref.checksum, ref.entries, ref.stripes, packed]
+
+
+def _ref(fields: Any) -> BlockRef:
+    kind, epoch, size, checksum, entries, stripes, packed = fields
+    if not 1 <= _int(stripes) <= _MAX_STRIPES:
+        raise ValueError(f"nothing is stored as {stripes} stripes")
+    place = None
+    if packed is not None:
+        segment, chunk, offset = packed
+        place = Packed(epoch=_int(segment), chunk=_int(chunk), offset=_int(offset))
+        if stripes > 1:
+            raise ValueError("what is packed has no stripes")
+    return BlockRef(
+        kind=check_name("kind", kind),
+        epoch=_int(epoch),
+        size_bytes=_int(size),
+        checksum=_text(checksum),
+        entries=_int(entries),
+        stripes=stripes,
+        packed=place,
+    )
 
 
 def seal_record(value: Mapping[str, Any]) -> bytes:

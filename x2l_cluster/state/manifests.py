@@ -8,7 +8,7 @@ there are. A refusal, or a step that changes nothing, is never believed of a rem
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Self
@@ -60,11 +60,11 @@ class Manifests:
 
     def seal(self, tenant: str, video: str, recipe_digest: str, epoch: int, row: ChunkRow) -> Manifest:
         slot = _slot(tenant, video, recipe_digest)
-        return self._change(slot, lambda old: steps.seal(_known(old, slot), epoch, row), row)
+        return self._change(slot, lambda old: steps.seal(_known(old, slot), epoch, row), [row])
 
-    def update(self, tenant: str, video: str, recipe_digest: str, epoch: int, row: ChunkRow) -> Manifest:
+    def revise(self, tenant: str, video: str, recipe_digest: str, epoch: int, rows: Sequence[ChunkRow]) -> Manifest:
         slot = _slot(tenant, video, recipe_digest)
-        return self._change(slot, lambda old: steps.update(_known(old, slot), epoch, row), row)
+        return self._change(slot, lambda old: steps.revise(_known(old, slot), epoch, rows), rows)
 
     def finish(
         self, tenant: str, video: str, recipe_digest: str, epoch: int, info: VideoInfo | None = None
@@ -137,12 +137,12 @@ class Manifests:
         self,
         slot: Slot,
         step: Callable[[Manifest | None], Manifest],
-        row: ChunkRow | None = None,
+        rows: Sequence[ChunkRow] = (),
         *,
         remembered: bool = True,
     ) -> Manifest:
         """Reads, steps and swaps until it holds; at first with the manifest as last seen, if ``remembered``."""
-        records = [encode_row(row)] if row else []
+        records = [encode_row(row) for row in rows]
         seen = self._recall(slot) if remembered else None
         current = False
         for _ in range(_ATTEMPTS):

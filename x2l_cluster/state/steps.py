@@ -4,17 +4,18 @@
 
                       begin (new epoch, rows kept)
               ┌──────────────┐
-    ─ begin ─▶ INDEXING ─────┴─ seal, update ─▶ INDEXING ── finish ─▶ READY ── update ─▶ READY
+    ─ begin ─▶ INDEXING ─────┴─ seal, revise ─▶ INDEXING ── finish ─▶ READY ── revise ─▶ READY
 
 Every step but ``begin`` needs the current epoch. A step that changes nothing returns the very manifest it was given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from x2l_cluster.errors import ManifestConflict, StaleEpoch
-from x2l_cluster.types import ChunkRow, IndexStatus, Manifest, Recipe, SourceRef, VideoInfo
+from x2l_cluster.types import BlockRef, ChunkRow, IndexStatus, Manifest, Recipe, SourceRef, VideoInfo
 
 
 def begin(
@@ -64,15 +65,18 @@ def seal(old: Manifest, epoch: int, row: ChunkRow) -> Manifest:
     return replace(old, revision=old.revision + 1, chunks=(*old.chunks, row))
 
 
-def update(old: Manifest, epoch: int, row: ChunkRow) -> Manifest:
+def revise(old: Manifest, epoch: int, rows: Sequence[ChunkRow]) -> Manifest:
     _check_epoch(old, epoch)
-    if row.index >= len(old.chunks) or replace(row, blocks=old.chunks[row.index].blocks) != old.chunks[row.index]:
-        raise ManifestConflict(f"chunk {row.index} of video {old.video} is not sealed with that span: read it again")
-    if row == old.chunks[row.index]:
-        return old
-    _check_blocks(old, row)
-    rows = (*old.chunks[: row.index], row, *old.chunks[row.index + 1 :])
-    return replace(old, revision=old.revision + 1, chunks=rows)
+    chunks = list(old.chunks)
+    for row in rows:
+        if row.index >= len(chunks) or replace(row, blocks=chunks[row.index].blocks) != chunks[row.index]:
+            raise ManifestConflict(
+                f"chunk {row.index} of video {old.video} is not sealed with that span: read it again"
+            )
+        if row != chunks[row.index]:
+            _check_blocks(old, row)
+            chunks[row.index] = row
+    return replace(old, revision=old.revision + 1, chunks=tuple(chunks)) if tuple(chunks) != old.chunks else old
 
 
 def finish(old: Manifest, epoch: int, info: VideoInfo | None) -> Manifest:
@@ -90,5 +94,8 @@ def _check_epoch(old: Manifest, epoch: int) -> None:
 
 
 def _check_blocks(old: Manifest, row: ChunkRow) -> None:
-    if not row.blocks or any(kind != ref.kind or ref.epoch > old.epoch for kind, ref in row.blocks.items()):
+    def impossible(ref: BlockRef) -> bool:
+        return max(ref.epoch, ref.packed.epoch if ref.packed else 0) > old.epoch
+
+    if not row.blocks or any(kind != ref.kind or impossible(ref) for kind, ref in row.blocks.items()):
         raise ManifestConflict(f"chunk {row.index} of video {old.video} names no blocks, or impossible ones")
