@@ -20,6 +20,7 @@ from x2l_cluster.types import (
     ChunkRow,
     IndexStatus,
     Manifest,
+    Packed,
     Recipe,
     SourceRef,
     Span,
@@ -290,6 +291,52 @@ def test_an_update_changes_blocks_only(store: StateStore) -> None:
         with pytest.raises(ManifestConflict):
             store.revise("ada", "v1", RECIPE.digest, started.epoch, [wrong])
     assert store.manifest("ada", "v1") == before
+
+
+def packed(manifest: Manifest) -> list[ChunkRow]:
+    """Every row with its coarse block in a segment, as packing has it."""
+    rows = []
+    for old in manifest.chunks:
+        place = Packed(epoch=manifest.epoch, chunk=0, offset=64 * old.index)
+        rows.append(replace(old, blocks={**old.blocks, "h": replace(old.blocks["h"], packed=place)}))
+    return rows
+
+
+def test_many_rows_are_revised_in_one_step(maker: Maker) -> None:
+    with maker() as writer, maker() as reader:
+        started = begin(writer)
+        before = seal(writer, started, *range(40))
+        assert len(reader.manifest("ada", "v1").chunks) == 40
+        rows = packed(before)
+        after = writer.revise("ada", "v1", RECIPE.digest, started.epoch, rows)
+        assert after.chunks == tuple(rows)
+        assert after.revision == before.revision + 1, "it was never half-way"
+        assert reader.manifest("ada", "v1") == after
+        assert writer.revise("ada", "v1", RECIPE.digest, started.epoch, rows) == after
+        assert writer.revise("ada", "v1", RECIPE.digest, started.epoch, []) == after
+        assert seal(writer, started, 40).chunks[:40] == tuple(rows)
+    with maker() as fresh:
+        assert fresh.manifest("ada", "v1").chunks[:40] == tuple(rows)
+
+
+def test_of_many_rows_one_that_does_not_fit_keeps_all_from_being_revised(store: StateStore) -> None:
+    started = begin(store)
+    before = seal(store, started, 0, 1, 2)
+    good = packed(before)
+    later = replace(good[2].blocks["h"], packed=Packed(epoch=started.epoch + 1, chunk=0, offset=0))
+    for wrong in (row(3, started.epoch), replace(good[2], frames=1), replace(good[2], blocks={"h": later})):
+        with pytest.raises(ManifestConflict):
+            store.revise("ada", "v1", RECIPE.digest, started.epoch, [*good[:2], wrong])
+        assert store.manifest("ada", "v1") == before
+
+
+def test_whoever_packs_under_a_lost_epoch_changes_nothing(maker: Maker) -> None:
+    with maker() as first, maker() as second:
+        before = seal(first, begin(first), 0, 1)
+        new = begin(second)
+        with pytest.raises(StaleEpoch):
+            first.revise("ada", "v1", RECIPE.digest, before.epoch, packed(before))
+        assert second.manifest("ada", "v1") == new
 
 
 # --- recipes and sources --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from x2l_cluster.errors import ManifestCorrupt
 from x2l_cluster.state.codec import decode_head, decode_row, encode_head, encode_row, merge_rows
-from x2l_cluster.types import BlockRef, ChunkRow, Manifest, Recipe, SourceRef, Span, VideoInfo
+from x2l_cluster.types import BlockRef, ChunkRow, Manifest, Packed, Recipe, SourceRef, Span, VideoInfo
 
 ROW = ChunkRow(
     index=0,
@@ -22,7 +22,12 @@ ROW = ChunkRow(
     position_start=0.0,
     position_end=40.5,
     raw_entries=200,
-    blocks={"l": BlockRef(kind="l", epoch=1, size_bytes=9, checksum="ab", entries=5)},
+    blocks={
+        "l": BlockRef(kind="l", epoch=1, size_bytes=9, checksum="ab", entries=5, stripes=108),
+        "h": BlockRef(
+            kind="h", epoch=1, size_bytes=9, checksum="ab", entries=5, packed=Packed(epoch=2, chunk=0, offset=64)
+        ),
+    },
 )
 MANIFEST = Manifest(
     tenant="ada",
@@ -101,6 +106,25 @@ def test_rows_with_nonsense_in_a_field(field: str) -> None:
             continue
         with pytest.raises(ManifestCorrupt):
             decode_row(sealed({**good, field: junk}))
+
+
+def test_a_row_that_names_impossible_blobs_is_found() -> None:
+    good = msgpack.unpackb(LINE[8:])
+    whole = ["l", 1, 9, "ab", 5, 1, None]
+    assert decode_row(sealed({**good, "blocks": [whole]})).blocks["l"].packed is None
+    for wrong in (
+        whole[:5],
+        [*whole[:5], 0, None],
+        [*whole[:5], -1, None],
+        [*whole[:5], 1 << 40, None],
+        [*whole[:5], 1.0, None],
+        [*whole[:5], 1, [1, 2]],
+        [*whole[:5], 1, [1, 2, -3]],
+        [*whole[:5], 1, "abc"],
+        [*whole[:5], 2, [1, 2, 3]],
+    ):
+        with pytest.raises(ManifestCorrupt):
+            decode_row(sealed({**good, "blocks": [wrong]}))
 
 
 def test_records_of_another_version_say_so() -> None:
