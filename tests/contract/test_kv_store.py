@@ -12,7 +12,10 @@ import redis
 
 from tests.wire import valkey_cluster
 from x2l_cluster.errors import BlockCorrupt, BlockMissing, InvalidInput
+from x2l_cluster.kv.bounded import BoundedKV
 from x2l_cluster.kv.disk import DiskKV
+from x2l_cluster.kv.evict import Limits
+from x2l_cluster.kv.evictor import Evictable, Evictor
 from x2l_cluster.kv.faulty import FaultPlan, FaultyKV
 from x2l_cluster.kv.host import HostKV
 from x2l_cluster.kv.memory import MemoryKV
@@ -33,7 +36,19 @@ TIERS = [
     "unchecked-host-disk",
 ]
 """*Unchecked* ones keep copies of anything; the others only of real blobs, which those of this suite are not."""
-KINDS = ["memory", "host", "disk", "disk-unsynced", "remote", "cluster", "routed", "faulty", "routed-tiers", *TIERS]
+KINDS = [
+    "memory",
+    "host",
+    "disk",
+    "disk-unsynced",
+    "remote",
+    "cluster",
+    "routed",
+    "faulty",
+    "bounded",
+    "routed-tiers",
+    *TIERS,
+]
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +86,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KVStore]:
         "remote": remote,
         "cluster": lambda: RemoteKV(request.getfixturevalue("empty_cluster")),
         "routed": lambda: RoutedKV({Kind.L: remote(), Kind.INDEX: MemoryKV()}, DiskKV(tmp_path)),
+        "bounded": lambda: bounded(DiskKV(tmp_path)),
         "faulty": lambda: FaultyKV(RoutedKV({Kind.L: remote()}, DiskKV(tmp_path)), FaultPlan()),
         "routed-tiers": lambda: RoutedKV({Kind.H: MemoryKV()}, tiers("unchecked-host-disk")),
         **{name: lambda name=name: tiers(name) for name in TIERS},
     }
     with makers[request.param]() as made:
         yield made
+
+
+def bounded(store: Evictable) -> BoundedKV:
+    return BoundedKV(store, Evictor(store, Limits(budget_bytes=32 << 20)))
 
 
 def blob(size: int, fill: int = 7) -> bytes:

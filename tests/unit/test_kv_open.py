@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,28 @@ def test_faults_are_put_before_any_place_and_state_knows_none(tmp_path: Path) ->
         store.put(KEY, b"x")
         with pytest.raises(BlockMissing):
             store.get(KEY)
+
+
+def test_limits_are_put_before_any_place_and_state_knows_none(tmp_path: Path) -> None:
+    url = f"bounded:budget=1000,high=0.5,low=0.2@disk:{tmp_path}"
+    with open_kv(url) as store, open_state(url) as state:
+        assert type(state) is DiskState
+        for chunk in range(10):
+            store.put(replace(KEY, chunk=chunk), bytes(100))
+            assert store.held_bytes() <= 500
+    for bad in (
+        "@memory:",
+        "high=1@memory:",
+        "budget=x@memory:",
+        "budget=9,ttl=5@memory:",
+        "budget=9@faulty:@memory:",
+        "budget=9,ttl=x@redis://h",
+    ):
+        with pytest.raises(InvalidInput):
+            open_kv(f"bounded:{bad}")
+    with open_kv("bounded:budget=1000,ttl=60@redis://localhost:1") as store:
+        assert isinstance(store, Measured)
+        assert store.tier is Tier.REMOTE
 
 
 def test_one_folder_serves_both(tmp_path: Path) -> None:

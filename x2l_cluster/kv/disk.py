@@ -10,20 +10,27 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
 from x2l_cluster.errors import BlockMissing, InvalidInput, StoreUnavailable
-from x2l_cluster.kv.files import Scratch, errors_as_store, sync_folders, write_new
-from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want, missing_message, room_for
+from x2l_cluster.kv.evict import Entry
+from x2l_cluster.kv.files import Scratch, errors_as_store, locked_within, sync_folders, write_new
+from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want, is_for_a_question, missing_message, room_for
 from x2l_cluster.types import BlockKey, Tier, check_name
 
 _ATTEMPTS = 1000
 """A folder may be deleted between being made and being used; each attempt makes it anew."""
 _MAPPED = 1 << 20
 """Smaller blobs are read: a mapping holds a file descriptor for as long as it lives, and small blobs are many."""
+_WARM_S = 60.0
+"""How often at most a read is noted in the file's time of change, by which the coldest are found. Not in its access
+time: what the system makes of that differs by mount, and a backup would warm everything."""
+_TURN_S = 10.0
+"""How long another process's eviction is waited for."""
 
 
 class DiskKV(SingleStore):
@@ -59,7 +66,11 @@ class DiskKV(SingleStore):
         with errors_as_store(self._root):
             try:
                 with open(self._path(key), "rb", buffering=0) as file:
-                    size = os.fstat(file.fileno()).st_size
+                    status = os.fstat(file.fileno())
+                    size = status.st_size
+                    if is_for_a_question(want) and time.time() - status.st_mtime > _WARM_S:
+                        with suppress(OSError):  # read-only, or another's
+                            os.utime(file.fileno())
                     if into is not None:
                         return _read(file, room_for(key, size, into))
                     if size < _MAPPED:
@@ -97,15 +108,9 @@ class DiskKV(SingleStore):
 
     def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
         folder = self._video(tenant, video)
-        for path in folder.glob("*/*/*/*"):
-            try:
-                recipe, epoch, kind, name = path.relative_to(folder).parts
-                chunk, stripe = map(int, name.split("."))
-                yield BlockKey(
-                    tenant=tenant, video=video, recipe=recipe, epoch=int(epoch), kind=kind, chunk=chunk, stripe=stripe
-                )
-            except (ValueError, InvalidInput):  # somebody else's file
-                continue
+        for path in _files(folder):
+            with suppress(ValueError, InvalidInput):  # somebody else's file
+                yield self._key(path)
 
     def held_bytes(self, tenant: str | None = None) -> int:
         if tenant is not None:
@@ -115,11 +120,37 @@ class DiskKV(SingleStore):
     def close(self) -> None:
         self._scratch.close()
 
+    # --- for an evictor ---------------------------------------------------------------------------------------------
+
+    def usage_bytes(self) -> int:
+        with errors_as_store(self._root):
+            return self.held_bytes()
+
+    def entries(self) -> Iterable[Entry]:
+        for path in _files(self._root):
+            with suppress(ValueError, InvalidInput, FileNotFoundError):  # unfinished, somebody else's, or gone
+                key, status = self._key(path), path.stat()
+                yield Entry(key=key, size_bytes=status.st_size, heat=status.st_mtime)
+
+    @contextmanager
+    def turn(self) -> Iterator[Callable[[], bool] | None]:
+        with errors_as_store(self._root), locked_within(self._scratch.folder.parent / "evict", _TURN_S) as mine:
+            yield (lambda: True) if mine else None
+
+    # --- places -----------------------------------------------------------------------------------------------------
+
     def _video(self, tenant: str, video: str) -> Path:
         return self._root / check_name("tenant", tenant) / check_name("video", video)
 
     def _path(self, key: BlockKey) -> Path:
         return self._video(key.tenant, key.video) / key.recipe / str(key.epoch) / key.kind / f"{key.chunk}.{key.stripe}"
+
+    def _key(self, path: Path) -> BlockKey:
+        tenant, video, recipe, epoch, kind, name = path.relative_to(self._root).parts
+        chunk, stripe = map(int, name.split("."))
+        return BlockKey(
+            tenant=tenant, video=video, recipe=recipe, epoch=int(epoch), kind=kind, chunk=chunk, stripe=stripe
+        )
 
     def _move(self, temporary: Path, path: Path) -> None:
         for _ in range(_ATTEMPTS):
@@ -147,8 +178,13 @@ def _read(file: FileIO, room: memoryview) -> memoryview:
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
+    for path in _files(folder):
         with suppress(FileNotFoundError):
-            if path.is_file():
-                total += path.stat().st_size
+            total += path.stat().st_size
     return total
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below, for as long as it is there: others make and delete meanwhile."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from uuid import uuid4
 
 from x2l_cluster.errors import StoreFull, StoreUnavailable
 
+_AGAIN_S = 0.02
+"""How often a lock is looked at that another holds."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -38,6 +41,27 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+@contextmanager
+def locked_within(path: Path, patience_s: float) -> Iterator[bool]:
+    """As :func:`locked`, but waits only so long; whether it is ours then."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        until = time.monotonic() + patience_s
+        while not (mine := _try_lock(fd)) and time.monotonic() < until:
+            time.sleep(_AGAIN_S)
+        yield mine
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sync_folders(folder: Path, root: Path) -> None:
@@ -113,9 +137,6 @@ def _abandoned(folder: Path) -> bool:
     except OSError:
         return True
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        return _try_lock(fd)
     finally:
         os.close(fd)
-    return True

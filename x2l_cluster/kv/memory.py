@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from threading import Lock
 
 from x2l_cluster.errors import BlockMissing, StoreFull
-from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want, missing_message, room_for
+from x2l_cluster.kv.evict import Entry
+from x2l_cluster.kv.store import ANY, Buffer, SingleStore, Want, is_for_a_question, missing_message, room_for
 from x2l_cluster.metrics import KV_BUDGET_BYTES, KV_HELD_BYTES, LIVE, Reading
 from x2l_cluster.types import BlockKey, Tier, check_name
 
@@ -20,6 +23,8 @@ class MemoryKV(SingleStore):
     def __init__(self, *, budget_bytes: int | None = None) -> None:
         self._budget = budget_bytes
         self._videos: dict[tuple[str, str], dict[BlockKey, bytes]] = {}
+        self._heat: dict[BlockKey, int] = {}
+        self._turns = count()
         self._held = 0
         self._lock = Lock()
         LIVE.add(self)
@@ -36,11 +41,14 @@ class MemoryKV(SingleStore):
                 )
             self._videos[key.tenant, key.video] = video
             video[key] = kept
+            self._heat[key] = next(self._turns)
             self._held = held
 
     def get(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> memoryview:
         with self._lock:
             blob = self._videos.get((key.tenant, key.video), {}).get(key)
+            if blob is not None and is_for_a_question(want):
+                self._heat[key] = next(self._turns)
         if blob is None:
             raise BlockMissing(missing_message(key, "memory"))
         if into is None:
@@ -55,6 +63,7 @@ class MemoryKV(SingleStore):
             for key in keys:
                 video = self._videos.get((key.tenant, key.video), {})
                 freed += len(video.pop(key, b""))
+                self._heat.pop(key, None)
                 if not video:
                     self._videos.pop((key.tenant, key.video), None)
             self._held -= freed
@@ -63,7 +72,10 @@ class MemoryKV(SingleStore):
     def delete_video(self, tenant: str, video: str) -> int:
         place = (check_name("tenant", tenant), check_name("video", video))
         with self._lock:
-            freed = sum(map(len, self._videos.pop(place, {}).values()))
+            blobs = self._videos.pop(place, {})
+            for key in blobs:
+                del self._heat[key]
+            freed = sum(map(len, blobs.values()))
             self._held -= freed
         return freed
 
@@ -84,3 +96,21 @@ class MemoryKV(SingleStore):
         yield KV_HELD_BYTES, (self.tier,), self._held
         if self._budget is not None:
             yield KV_BUDGET_BYTES, (self.tier,), self._budget
+
+    # --- for an evictor ---------------------------------------------------------------------------------------------
+
+    def usage_bytes(self) -> int:
+        return self._held
+
+    def entries(self) -> Iterable[Entry]:
+        with self._lock:
+            return [
+                Entry(key=key, size_bytes=len(blob), heat=self._heat[key])
+                for video in self._videos.values()
+                for key, blob in video.items()
+            ]
+
+    @contextmanager
+    def turn(self) -> Iterator[Callable[[], bool]]:
+        """Nobody else is here."""
+        yield lambda: True

@@ -17,9 +17,10 @@ from x2l_cluster.types import Kind
 
 HOST_BUDGET_BYTES = 1 << 30
 TIERS = "tiers:"
-WRAPPERS = ("faulty",)
+WRAPPERS = ("faulty", "bounded")
 USAGE = (
-    "memory:, disk:PATH, host:FILE?budget=BYTES, redis://…, valkey://…, unix:///SOCKET, faulty:seed=1,flip=0.1@URL, "
+    "memory:, disk:PATH, host:FILE?budget=BYTES, redis://…, valkey://…, unix:///SOCKET, "
+    "bounded:budget=BYTES@URL, faulty:seed=1,flip=0.1@URL, "
     "several as tiers, fastest first: tiers:URL|URL|…, or by kind: l=URL;h=URL;x=URL;DEFAULT"
 )
 
@@ -31,6 +32,8 @@ def open_kv(url: str) -> KVStore:
     ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix:///SOCKET``; several as tiers, fastest first,
     ``tiers:host:/dev/shm/x2l|unix:///run/valkey.sock|disk:~/.x2l`` (what each is for: :func:`~.tiered.ladder`); or
     several by kind, ``l=unix:///run/valkey.sock;disk:~/.x2l``, the last one for the rest. Before any of them,
+    ``bounded:budget=50000000000,quota=1000000000@`` keeps it within limits by evicting
+    (:class:`~x2l_cluster.kv.evict.Limits`; ``ttl=SECONDS`` too, on a server), and
     ``faulty:seed=7,flip=0.05,kinds=l@`` makes it fail on purpose (:class:`~x2l_cluster.kv.faulty.FaultPlan`).
 
     Raises:
@@ -97,12 +100,9 @@ def _open_place(url: str) -> KVStore:
     if url.startswith(TIERS):
         return _open_tiers(split_tiers(url))
     scheme, colon, rest = url.partition(":")
-    if scheme == "faulty" and "@" in rest:
-        from x2l_cluster.kv.faulty import FaultPlan, FaultyKV
-
+    if scheme in WRAPPERS and "@" in rest:
         options, _, place = rest.partition("@")
-        plan = FaultPlan.parse(options)
-        return FaultyKV(_open_place(place), plan)
+        return _open_wrapped(scheme, options, place)
     if scheme == "memory" and colon and not rest:
         return MemoryKV()
     if scheme == "disk" and rest:
@@ -114,6 +114,35 @@ def _open_place(url: str) -> KVStore:
 
         return RemoteKV(url)
     raise InvalidInput(f"no store is called {scheme or url!r}; give {USAGE}")
+
+
+def _open_wrapped(wrapper: str, options: str, url: str) -> KVStore:
+    if wrapper == "bounded":
+        return _open_bounded(options, url)
+    from x2l_cluster.kv.faulty import FaultPlan, FaultyKV
+
+    plan = FaultPlan.parse(options)
+    return FaultyKV(_open_place(url), plan)
+
+
+def _open_bounded(options: str, url: str) -> KVStore:
+    from x2l_cluster.kv.bounded import BoundedKV
+    from x2l_cluster.kv.evict import Limits
+    from x2l_cluster.kv.evictor import Evictor
+    from x2l_cluster.kv.remote import RemoteKV
+
+    lives = [part for part in options.split(",") if part.startswith("ttl=")]
+    limits = Limits.parse(",".join(part for part in options.split(",") if part not in lives))
+    if not lives:
+        store = _open_place(url)
+    elif url.partition(":")[0] in SCHEMES and lives[-1][4:].isdecimal():
+        store = RemoteKV(url, ttl_s=int(lives[-1][4:]))
+    else:
+        raise InvalidInput(f"{lives[-1]} is for blobs in a server, in whole seconds; {url.partition(':')[0]}: has none")
+    if not isinstance(store, MemoryKV | DiskKV | RemoteKV):
+        store.close()
+        raise InvalidInput("memory:, disk:PATH and servers can be bounded; an arena keeps to its budget by itself")
+    return BoundedKV(store, Evictor(store, limits))
 
 
 def _open_host(rest: str) -> KVStore:

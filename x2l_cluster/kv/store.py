@@ -159,6 +159,11 @@ class SingleStore:
         self.close()
 
 
+def is_for_a_question(want: Want) -> bool:
+    """Whether a blob is read since a question wants it: what eviction goes by."""
+    return want.priority not in (Priority.PREFETCH, Priority.WRITE)
+
+
 def room_for(key: BlockKey, nbytes: int, into: memoryview) -> memoryview:
     """The front of ``into``, writable, for a blob of so many bytes. Raises BlockCorrupt when it does not fit."""
     room = into.cast("B")

@@ -95,6 +95,7 @@ class WireClient:
         size: int | None = None,
         priority: Priority = Priority.FINE,
         base_s: float | None = None,
+        renew_s: int | None = None,
     ) -> memoryview | None:
         """The value, or None.
 
@@ -103,6 +104,7 @@ class WireClient:
                 anything. Without, a buffer is lent for as long as the result is held on to.
             size: how large the value should be, if known; only the gate uses it.
             base_s: another deadline than the client's.
+            renew_s: the value's time to live from now on.
 
         Returns:
             A writable view of exactly the value.
@@ -113,7 +115,7 @@ class WireClient:
         target = None if into is None else into.cast("B")
         nbytes = len(target) if target is not None else _UNKNOWN_BYTES if size is None else size
         deadline = self._deadline(base_s, nbytes)
-        request = encode_get(key.encode())
+        request = encode_get(key.encode()) if renew_s is None else b"".join(encode("GETEX", key, "EX", renew_s))
 
         def place(length: int) -> memoryview:
             if length > nbytes:
