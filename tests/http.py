@@ -14,6 +14,7 @@ import uvicorn
 
 from tests.service import MemoryService
 from x2l_cluster.api import ApiSettings, create_app
+from x2l_cluster.api.serve import server_of
 from x2l_cluster.errors import Forbidden, RateLimited, Unauthenticated
 
 T = TypeVar("T")
@@ -113,8 +114,7 @@ def serving(*, keys: bool = False, **settings: Any) -> Iterator[Server]:
         async def main() -> None:
             service = MemoryService()
             app = create_app(service, Keys() if keys else None, ApiSettings(**settings))
-            config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-            server = uvicorn.Server(config)
+            server = server_of(app)
             port = listener.getsockname()[1]
             loop = asyncio.get_running_loop()
             started.append(Server(url=f"http://127.0.0.1:{port}", service=service, loop=loop))
