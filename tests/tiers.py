@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Event, Lock
 from time import monotonic
 
@@ -15,6 +16,9 @@ from x2l_cluster.kv.blob import pack
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.store import ANY, Buffer, Want
 from x2l_cluster.types import BlockKey, Tier
+
+KEYS = [replace(KEY, chunk=chunk) for chunk in range(12)]
+"""What processes read of one video."""
 
 
 def block(key: BlockKey = KEY, *, size: int = 1000, fill: int = 1) -> bytes:

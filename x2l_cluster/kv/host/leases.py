@@ -50,7 +50,7 @@ class Leases:
         self._settle(always=True)
 
     def forget(self) -> None:
-        """In a forked child: the locks are the parent's. Letting go of the descriptor leaves them to it."""
+        """Lets go of the descriptor at once. In a forked child the locks are the parent's, and are so left to it."""
         self._dead = True
         self._locks.close()
 

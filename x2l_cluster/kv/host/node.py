@@ -90,12 +90,7 @@ class Node:
                 self._alone.end(slot_byte(slot))
 
     def close(self) -> None:
-        self._turns.close()
-        self._alone.close()
-        self._bringing.close()
-
-    def forget(self) -> None:
-        """In a forked child: the locks are the parent's, and must end with it."""
+        """Ends everything this process holds; in a forked child leaves it to the parent, whose it is."""
         self._turns.close()
         self._alone.close()
         self._bringing.forget()

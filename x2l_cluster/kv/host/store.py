@@ -299,7 +299,7 @@ class HostKV(SingleStore):
             self._arena.close()
         self._leases.forget()
         self._claims.forget()
-        self.node.forget()
+        self.node.close()
 
 
 _open_stores: weakref.WeakSet[HostKV] = weakref.WeakSet()

@@ -185,7 +185,7 @@ class TieredKV(SingleStore):
 
     def _is_kept(self, key: BlockKey, want: Want) -> bool:
         """Whether a read brings a blob near: coarse always; fine if questions select it often enough."""
-        if key.kind != Kind.L:
+        if kind_of(key.kind) != Kind.L:
             return True
         selects = want.priority in (None, Priority.FINE)
         return selects and self._heat.add(key) >= self._policy.warm_at
@@ -210,7 +210,7 @@ class TieredKV(SingleStore):
                 self._fence.end(token)
             raise
         self._fence.void([key], but=tokens)
-        kept = bytes(blob) if copies and key.kind != Kind.L else None
+        kept = bytes(blob) if copies and kind_of(key.kind) != Kind.L else None
         for rung, token in zip(copies, tokens, strict=True):
             self._behind[rung].write(token, kept)
 
