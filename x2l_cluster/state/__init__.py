@@ -1,1 +1,1 @@
-"""What exists: manifests, published chunk by chunk under an epoch; in memory, on disk, in Redis or Valkey."""
+"""What exists and what is to be done: manifests, jobs, tenants, sessions; in memory, on disk, in Redis or Valkey."""

@@ -2,17 +2,14 @@
 
 ::
 
-                    d  fail, may be tried again (waits)   f  release   g  lease runs out
-              ┌───────────────────────────────────────────────────────────────┐
-              ▼                                                               │
-    ─ a submit ─▶ QUEUED ───────────────── b lease ─────────────────▶ RUNNING ┤◀┐ c  heartbeat, progress,
-              ▲     │                                                    │    ├─┘    cancel (asks only)
-              │     └─ h cancel ─▶ CANCELLED ◀─ i stop ──────────────────┤    │
-              │                     │      ▲   (or d, f, g when asked to)│    │
-              │                     │      └─────────────────────────────┘    │
-              └──── l retry ────────┴── FAILED ◀─ k fail, or too often d, g ──┤
-                                                                              │
-                                        READY ◀─ j finish ────────────────────┘
+    ─ a submit ─▶ QUEUED ────────────── b lease ─────────────▶ RUNNING ── c finish ─▶ READY
+                  ▲ ▲  └─ f cancel ─▶ CANCELLED ◀── g stop ────┘  │ └─ h fail, too often begun ─▶ FAILED
+                  │ └── d release, lost lease; e fail for now ────┘                                 │
+                  └──────────────────── i retry (CANCELLED, FAILED) ────────────────────────────────┘
+
+Heartbeat and progress leave a job RUNNING, and so does its cancelling, which only asks: the worker stops (g) at the
+next chunk boundary. Once asked, d and e are g as well. After e a job waits first. It fails (h) for good, or when it was
+begun too often without a new chunk.
 
 A job waits either *in line* (a worker takes it when it is its turn) or *until* a moment, ``wake_s``; of a running job
 that is when the lease runs out, of an ended one when it is forgotten. :func:`wake` does what that moment asks for.
