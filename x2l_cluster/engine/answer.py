@@ -17,8 +17,9 @@ from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.reload import Loaded, Reloader
 from x2l_cluster.engine.score import Scoring
+from x2l_cluster.engine.search import Hit, Search
 from x2l_cluster.engine.turns import Turns
-from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo
+from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo, X2LError
 from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.models import Page, Prompt, VideoLM, View
 from x2l_cluster.select import Calibration, ChunkScorer, get_scorer, gloss, make_plan, pins
@@ -37,6 +38,8 @@ class Asked:
     fail_on_missing: bool = False
     chunks: tuple[int, ...] = ()
     """For the ``oracle`` scorer."""
+    alone: bool = False
+    """Asked without the video, of the language model; the manifest only says whose question it is."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -56,7 +59,7 @@ class Work:
 def shared(asked: Asked) -> Hashable:
     """Questions for which this is equal are scored in one forward: one video, one scorer."""
     m = asked.manifest
-    return m.tenant, m.video, m.recipe.digest, m.revision, asked.scorer, asked.chunks
+    return m.tenant, m.video, m.recipe.digest, m.revision, asked.scorer, asked.chunks, asked.alone
 
 
 class Answerer:
@@ -80,6 +83,7 @@ class Answerer:
         self._assembler = Assembler(lm)
         self._reloader = Reloader(lm, reader, budget_bytes=cache_bytes)
         self._scoring = Scoring(lm, reader, self.turns, budget_bytes=cache_bytes // 8)
+        self._search = Search(lm, self._scoring, self.turns, calibration)
 
     @cached_property
     def _prefix(self) -> Prefix:
@@ -105,6 +109,22 @@ class Answerer:
         """Scores and plans only. Raises as :meth:`answer`."""
         return [work.plan for work in self.planned(asked, [1] * len(asked))]
 
+    def search(
+        self, question: str, manifests: Sequence[Manifest], *, limit: int
+    ) -> tuple[list[Hit], dict[str, X2LError]]:
+        """See :class:`~x2l_cluster.engine.search.Search`. Videos of another model are among those not searched."""
+        skipped: dict[str, X2LError] = {}
+        own = []
+        for manifest in manifests:
+            try:
+                if manifest.chunks:
+                    self._check(manifest)
+                own.append(manifest)
+            except ModelMismatch as error:
+                skipped[manifest.video] = error
+        hits, unread = self._search(question, own, self._prefix, limit=limit)
+        return hits, skipped | unread
+
     def forget(self, tenant: str, video: str) -> None:
         """Drops what is kept hot of a video."""
         self._reloader.forget(tenant, video)
@@ -129,6 +149,9 @@ class Answerer:
         return [item for item in work if item is not None]
 
     def _plan_group(self, asked: Sequence[Asked], max_tokens: Sequence[int]) -> Iterator[Work]:
+        if asked[0].alone:
+            yield from (self._without_video(*each) for each in zip(asked, max_tokens, strict=True))
+            return
         manifest = asked[0].manifest
         self._check(manifest)
         prompts = [self.lm.prompt(gloss(item.question, manifest.info.duration_s), item.history) for item in asked]
@@ -151,6 +174,12 @@ class Answerer:
                 timings={name: seconds / len(asked) for name, seconds in timings.items()},
                 plan=replace(plan, note=note, degraded=missed),
             )
+
+    def _without_video(self, asked: Asked, max_tokens: int) -> Work:
+        prompt = self.lm.prompt(asked.question, asked.history)
+        check_room(self.lm, self._prefix.end + len(prompt.suffix), max_tokens)
+        plan = ReloadPlan(chunks=(), scorer="none", detail=Detail(mode="coarse"))
+        return Work(asked=asked, prompt=prompt, coarse={}, where=None, timings={}, plan=plan)
 
     def _check(self, manifest: Manifest) -> None:
         if not manifest.chunks:

@@ -13,14 +13,26 @@ from x2l_cluster.engine.decode import Generation
 from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.prefill import Prefilled
 from x2l_cluster.engine.read import Reader
+from x2l_cluster.engine.search import Hit
 from x2l_cluster.engine.stores import Stores
-from x2l_cluster.errors import InvalidInput, SourceMissing, UnknownVideo
+from x2l_cluster.errors import InvalidInput, SourceMissing, UnknownVideo, X2LError
 from x2l_cluster.kv.stripes import STRIPE_BYTES
 from x2l_cluster.models import VideoLM, load_model
 from x2l_cluster.models.registry import find_checkpoint
 from x2l_cluster.select import Calibration, get_scorer
 from x2l_cluster.state.base import VideoRecord
-from x2l_cluster.types import LOCAL_TENANT, Answer, Detail, IndexStatus, Manifest, ReloadPlan, check_name
+from x2l_cluster.types import (
+    LOCAL_TENANT,
+    Answer,
+    Detail,
+    IndexStatus,
+    Manifest,
+    Recipe,
+    ReloadPlan,
+    SourceRef,
+    VideoInfo,
+    check_name,
+)
 from x2l_cluster.video import frame_at
 from x2l_cluster.video.reader import Pixels
 
@@ -121,29 +133,75 @@ class VideoEngine:
         with self._indexing:  # one device prefills one video at a time; the next caller finds the work done
             source = self.stores.sources.put(tenant, path)
             try:
-                name = self._id_for(tenant, source.id, video)
-                known = self._find(tenant, name, made.digest)
-                if known is None or known.status is not IndexStatus.READY or repair:
-                    with self.stores.sources.open_local(tenant, source) as local:
-                        known = self._indexer.run(
-                            local,
-                            tenant=tenant,
-                            video=name,
-                            recipe=made,
-                            source=source,
-                            repair=repair,
-                            progress=progress,
-                            cancel=cancel,
-                            watch=watch,
-                        )
-                        self.answerer.forget(tenant, name)
-                self.stores.state.bind(tenant, source.id, name)
-                return known
+                return self._index(
+                    source,
+                    made,
+                    tenant=tenant,
+                    video=video,
+                    repair=repair,
+                    progress=progress,
+                    cancel=cancel,
+                    watch=watch,
+                )
             finally:
                 if not self.stores.source_in_use(tenant, source.id):
                     self.stores.sources.delete(tenant, source)
 
-    def _id_for(self, tenant: str, content: str, wished: str | None) -> str:
+    def index_source(
+        self,
+        source: SourceRef,
+        *,
+        video: str | None = None,
+        tenant: str = LOCAL_TENANT,
+        repair: bool = False,
+        progress: Callable[[Progress], None] = lambda _: None,
+        cancel: threading.Event | None = None,
+        **recipe: Any,
+    ) -> Manifest:
+        """As :meth:`index`, of a source that is kept already and stays kept. Raises SourceMissing too."""
+        made = self.lm.recipe(**recipe)
+        with self._indexing:
+            return self._index(
+                source, made, tenant=tenant, video=video, repair=repair, progress=progress, cancel=cancel
+            )
+
+    def _index(
+        self,
+        source: SourceRef,
+        recipe: Recipe,
+        *,
+        tenant: str,
+        video: str | None,
+        repair: bool,
+        progress: Callable[[Progress], None],
+        cancel: threading.Event | None,
+        watch: Callable[[Prefilled], None] = lambda _: None,
+    ) -> Manifest:
+        name = self.video_id(tenant, source.id, video)
+        known = self._find(tenant, name, recipe.digest)
+        if known is None or known.status is not IndexStatus.READY or repair:
+            with self.stores.sources.open_local(tenant, source) as local:
+                known = self._indexer.run(
+                    local,
+                    tenant=tenant,
+                    video=name,
+                    recipe=recipe,
+                    source=source,
+                    repair=repair,
+                    progress=progress,
+                    cancel=cancel,
+                    watch=watch,
+                )
+                self.answerer.forget(tenant, name)
+        self.stores.state.bind(tenant, source.id, name)
+        return known
+
+    def stored_bytes(self, done: Prefilled, recipe: Recipe) -> dict[str, int]:
+        """What would be stored of a prefilled chunk, by kind."""
+        return self._indexer.stored_bytes(done, recipe)
+
+    def video_id(self, tenant: str, content: str, wished: str | None = None) -> str:
+        """The id an index of that content has or will have. Raises InvalidInput when the wished one is taken."""
         bound = self.stores.state.find(tenant, content)
         video = wished or bound or f"v-{content[:16]}"
         existing = self._find(tenant, video)
@@ -249,6 +307,12 @@ class VideoEngine:
             chunks=tuple(chunks),
         )
 
+    def asked_alone(self, question: str, *, tenant: str = LOCAL_TENANT) -> Asked:
+        """A question to the language model without any video, as it is handed to the answerer."""
+        info = VideoInfo(duration_s=0.0, width=0, height=0, fps=0.0)
+        nothing = Manifest(tenant=tenant, video="none", recipe=self.lm.recipe(), epoch=0, info=info)
+        return Asked(manifest=nothing, question=question, alone=True)
+
     # --- what is there ----------------------------------------------------------------------------------------------
 
     def manifest(self, video: str, *, tenant: str = LOCAL_TENANT) -> Manifest:
@@ -261,6 +325,16 @@ class VideoEngine:
             return newest
         best = max(own, key=lambda record: (record.status is IndexStatus.READY, record.epoch))
         return self.stores.state.manifest(tenant, video, best.recipe.digest)
+
+    def search(
+        self, question: str, videos: Sequence[str | Manifest], *, tenant: str = LOCAL_TENANT, limit: int = 10
+    ) -> tuple[list[Hit], dict[str, X2LError]]:
+        """The moments of some videos that fit best, best first, by the score index alone: no KVs are loaded.
+
+        Also tells which videos could not be searched, and why. Raises UnknownVideo and InvalidInput.
+        """
+        manifests = [self.manifest(video, tenant=tenant) if isinstance(video, str) else video for video in videos]
+        return self.answerer.search(question, manifests, limit=limit)
 
     def videos(self, *, tenant: str = LOCAL_TENANT) -> list[VideoRecord]:
         return self.stores.state.videos(tenant)

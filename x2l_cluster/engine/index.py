@@ -17,12 +17,14 @@ from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.seal import Sealer, Unsealed
 from x2l_cluster.engine.sealed import Sealed
 from x2l_cluster.errors import Cancelled, InvalidInput, KVError, UnknownVideo, VideoError
+from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.store import KVStore, Priority
 from x2l_cluster.kv.stripes import STRIPE_BYTES
 from x2l_cluster.models import VideoLM
 from x2l_cluster.select import ChunkScorer
 from x2l_cluster.state.base import StateStore
-from x2l_cluster.types import ChunkRow, Kind, Manifest, Recipe, SourceRef
+from x2l_cluster.state.memory import MemoryState
+from x2l_cluster.types import ChunkRow, Kind, Manifest, Recipe, SourceRef, VideoInfo
 from x2l_cluster.video import FrameChunk, chunked, open_video
 
 
@@ -153,6 +155,14 @@ class Indexer:
         packer = Packer(kv=self.kv, state=self.state, reader=reader, segment_bytes=self.stripe_bytes)
         with contextlib.suppress(KVError):
             packer.pack(self.state.manifest(manifest.tenant, manifest.video, manifest.recipe.digest))
+
+    def stored_bytes(self, done: Prefilled, recipe: Recipe) -> dict[str, int]:
+        """What :meth:`run` would store of a chunk, by kind."""
+        info = VideoInfo(duration_s=done.span.end_s, width=0, height=0, fps=0.0)
+        with MemoryKV() as kv, MemoryState() as state:
+            manifest = state.begin("none", "none", recipe, info)
+            row = Sealer(kv=kv, state=state, manifest=manifest, scorers=self.scorers).seal(Unsealed.of(done))
+        return {kind: ref.size_bytes for kind, ref in row.blocks.items()}
 
     # --- what is there already --------------------------------------------------------------------------------------
 

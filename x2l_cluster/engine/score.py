@@ -60,18 +60,18 @@ class Scoring:
             steps = [Step(tokens=item, view=View(pages)) for item in tokens]
             with self._turns:
                 queries = self._lm.forward(steps, queries=scorer.layers, until=scorer.until).queries
-        bank = self._bank(manifest, scorer, where)
+        bank = self.bank(manifest, scorer, where)
         return [
             scorer.score(EncodedQuestion.of(prompt, item, seen, self._lm, seed), bank)  # type: ignore[arg-type]
             for prompt, item, seen, seed in zip(prompts, tokens, queries, seeds, strict=True)
         ]
 
-    def _bank(self, manifest: Manifest, scorer: ChunkScorer, where: Placement) -> Bank:
-        """All chunks stacked, on the model's device, standing where the question sees them."""
+    def bank(self, manifest: Manifest, scorer: ChunkScorer, where: Placement) -> Bank:
+        """All chunks stacked, on the model's device, standing where the question sees them. Raises KVError."""
         chunks = [row.index for row in manifest.chunks]
         if scorer.source is Source.NONE:
             return scorer.bank(chunks, [])
-        name = scorer.kind or f"{scorer.name}/{getattr(scorer, 'kv_heads', '')}"
+        name = f"{scorer.kind or scorer.name}/{getattr(scorer, 'kv_heads', '')}/{scorer.rotates}"
         key = (
             manifest.tenant,
             manifest.video,

@@ -12,7 +12,7 @@ from x2l_cluster.errors import EmptyVideo, InvalidInput
 from x2l_cluster.video.decode import DEADLINE_S, open_video
 from x2l_cluster.video.reader import Pixels
 
-_FORMATS = {"jpeg": {"quality": 88}, "png": {}}
+FORMATS = {"jpeg": {"quality": 88}, "png": {}}
 
 
 def frames_at(
@@ -48,8 +48,8 @@ def frame_at(
 
 def encode_image(frame: Pixels, format: str = "jpeg") -> bytes:
     """A frame as the bytes of a ``jpeg`` or ``png`` file."""
-    if format not in _FORMATS:
-        raise InvalidInput(f"image format {format!r} is not one of {', '.join(_FORMATS)}")
+    if format not in FORMATS:
+        raise InvalidInput(f"image format {format!r} is not one of {', '.join(FORMATS)}")
     buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format=format, **_FORMATS[format])
+    Image.fromarray(frame).save(buffer, format=format, **FORMATS[format])
     return buffer.getvalue()
