@@ -339,6 +339,34 @@ def test_whoever_packs_under_a_lost_epoch_changes_nothing(maker: Maker) -> None:
         assert second.manifest("ada", "v1") == new
 
 
+def test_decay_takes_the_fine_block_out_of_every_row_at_once(maker: Maker) -> None:
+    with maker() as writer, maker() as reader:
+        started = begin(writer)
+        seal(writer, started, 0, 1, 2)
+        before = finish(writer, started)
+        assert all("l" in r.blocks for r in reader.manifest("ada", "v1").chunks)
+        after = writer.decay("ada", "v1", RECIPE.digest)
+        assert [set(r.blocks) for r in after.chunks] == [set(r.blocks) - {"l"} for r in before.chunks]
+        assert (after.revision, after.status) == (before.revision + 1, IndexStatus.READY), "it was never half-way"
+        assert reader.manifest("ada", "v1") == after
+        assert writer.decay("ada", "v1", RECIPE.digest) == after
+        with pytest.raises(StaleEpoch):  # a repair that runs beside it publishes nothing any more
+            reader.revise("ada", "v1", RECIPE.digest, before.epoch, before.chunks[:1])
+        again = begin(writer)
+        assert writer.revise("ada", "v1", RECIPE.digest, again.epoch, before.chunks).chunks == before.chunks
+    with maker() as fresh:
+        assert fresh.manifest("ada", "v1").chunks == before.chunks
+
+
+def test_what_is_not_ready_does_not_decay(store: StateStore) -> None:
+    with pytest.raises(UnknownVideo):
+        store.decay("ada", "v1", RECIPE.digest)
+    before = seal(store, begin(store), 0)
+    with pytest.raises(ManifestConflict):
+        store.decay("ada", "v1", RECIPE.digest)
+    assert store.manifest("ada", "v1") == before
+
+
 # --- recipes and sources --------------------------------------------------------------------------------------------
 
 

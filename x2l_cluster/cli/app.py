@@ -165,7 +165,7 @@ def calibrate(
     name = model or wanted.model
     with opened.loading(name):
         from x2l_cluster.calibrate import calibrate as find
-        from x2l_cluster.engine.engine import CALIBRATIONS
+        from x2l_cluster.engine.calibrated import CALIBRATIONS
         from x2l_cluster.models.registry import find_checkpoint, load_model
 
         lm = load_model(name, device=wanted.device, dtype=wanted.dtype)

@@ -2,8 +2,9 @@
 
 from x2l_cluster.engine.answer import Answerer, Asked
 from x2l_cluster.engine.assemble import Assembler, Prefix
+from x2l_cluster.engine.calibrated import find_calibration
 from x2l_cluster.engine.decode import Decoder, Generation, Stream
-from x2l_cluster.engine.engine import VideoEngine, find_calibration
+from x2l_cluster.engine.engine import VideoEngine
 from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.loop import AnswerLoop, Limits
 from x2l_cluster.engine.prefill import Prefilled, Prefiller

@@ -19,6 +19,7 @@ from x2l_cluster.engine.reload import Loaded, Reloader
 from x2l_cluster.engine.score import Scoring
 from x2l_cluster.engine.search import Hit, Search
 from x2l_cluster.engine.turns import Turns
+from x2l_cluster.engine.upkeep import check_model, let_go
 from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo, X2LError
 from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.models import Page, Prompt, VideoLM, View
@@ -125,6 +126,10 @@ class Answerer:
         hits, unread = self._search(question, own, self._prefix, limit=limit)
         return hits, skipped | unread
 
+    def check_coarse(self, manifest: Manifest) -> None:
+        """Raises KVMissing unless the coarse blocks of every chunk can be had; they are hot then."""
+        self._reloader.coarse(manifest, self._placement(manifest))
+
     def forget(self, tenant: str, video: str) -> None:
         """Drops what is kept hot of a video."""
         self._reloader.forget(tenant, video)
@@ -172,7 +177,7 @@ class Answerer:
                 coarse={chunk.chunk: loaded for chunk, loaded in zip(plan.chunks, coarse, strict=True)},
                 where=where,
                 timings={name: seconds / len(asked) for name, seconds in timings.items()},
-                plan=replace(plan, note=note, degraded=missed),
+                plan=replace(plan, note=_notes(note, let_go(manifest)), degraded=missed),
             )
 
     def _without_video(self, asked: Asked, max_tokens: int) -> Work:
@@ -184,12 +189,7 @@ class Answerer:
     def _check(self, manifest: Manifest) -> None:
         if not manifest.chunks:
             raise UnknownVideo(f"nothing of video {manifest.video} is indexed yet; wait for its first chunk")
-        if (manifest.recipe.family, manifest.recipe.weights) != (self.lm.spec.family, self.lm.spec.weights):
-            raise ModelMismatch(
-                f"video {manifest.video} was indexed by a {manifest.recipe.family} model with weights "
-                f"{manifest.recipe.weights}, this one has {self.lm.spec.weights}; ask with that model or index the "
-                "video with this one"
-            )
+        check_model(manifest, self.lm)
 
     def _scores(
         self, asked: Sequence[Asked], prompts: Sequence[Prompt], pages: Sequence[Page], end: float
@@ -295,6 +295,10 @@ class Answerer:
         spec = self.lm.spec
         width = 4 if manifest.recipe.kv_dtype == "float32" else 2
         return 2 * spec.layers * spec.kv_heads * spec.head_dim * width
+
+
+def _notes(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
 
 
 def _evidence(work: Work) -> Iterator[Evidence]:

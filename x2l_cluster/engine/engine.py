@@ -9,16 +9,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from x2l_cluster.engine.answer import Answerer, Asked
+from x2l_cluster.engine.calibrated import find_calibration
 from x2l_cluster.engine.decode import Generation
 from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.prefill import Prefilled
 from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.search import Hit
 from x2l_cluster.engine.stores import Stores
-from x2l_cluster.errors import InvalidInput, SourceMissing, UnknownVideo, X2LError
+from x2l_cluster.engine.upkeep import check_model, counted_repair, source_of
+from x2l_cluster.errors import InvalidInput, KVMissing, UnknownVideo, X2LError
 from x2l_cluster.kv.stripes import STRIPE_BYTES
 from x2l_cluster.models import VideoLM, load_model
-from x2l_cluster.models.registry import find_checkpoint
 from x2l_cluster.select import Calibration, get_scorer
 from x2l_cluster.state.base import VideoRecord
 from x2l_cluster.types import (
@@ -38,8 +39,6 @@ from x2l_cluster.video.reader import Pixels
 
 CACHE_BYTES = 2 << 30
 DECODE_DEADLINE_S = 30.0
-CALIBRATIONS = Path("~/.x2l/calibrations")
-"""Where calibrations of checkpoints go whose folder cannot be written to."""
 
 
 class VideoEngine:
@@ -165,6 +164,41 @@ class VideoEngine:
                 source, made, tenant=tenant, video=video, repair=repair, progress=progress, cancel=cancel
             )
 
+    def refresh(
+        self,
+        video: str | Manifest,
+        *,
+        tenant: str = LOCAL_TENANT,
+        progress: Callable[[Progress], None] = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Manifest:
+        """Makes again, from the kept source, what the stores have lost of a video, and fine detail it decayed from.
+
+        Raises UnknownVideo, ModelMismatch (another model indexed it), SourceMissing, and as :meth:`index`.
+        """
+        known = self.manifest(video, tenant=tenant) if isinstance(video, str) else video
+        check_model(known, self.lm)
+        with self._indexing, counted_repair():
+            return self._index(
+                source_of(known),
+                known.recipe,
+                tenant=known.tenant,
+                video=known.video,
+                repair=True,
+                progress=progress,
+                cancel=cancel,
+            )
+
+    def decay(self, video: str, *, tenant: str = LOCAL_TENANT) -> Manifest:
+        """Lets go of the fine detail of a video: it is answered from its coarse gist until it is refreshed.
+
+        Raises UnknownVideo, ManifestConflict while it is being indexed, StoreUnavailable (then call it again).
+        """
+        try:
+            return self.stores.decay(self.manifest(video, tenant=tenant))
+        finally:
+            self.answerer.forget(tenant, video)
+
     def _index(
         self,
         source: SourceRef,
@@ -232,6 +266,7 @@ class VideoEngine:
         generation: Generation | None = None,
         on_missing: str = "degrade",
         chunks: Sequence[int] = (),
+        refresh: bool = False,
     ) -> list[Answer]:
         """Answers questions about any videos in one batch.
 
@@ -241,12 +276,15 @@ class VideoEngine:
                 ``recent`` or ``oracle`` (with ``chunks``).
             history: earlier (question, answer) turns.
             on_missing: ``degrade`` answers a missing fine block with its coarse one and says so; ``fail`` raises.
+            refresh: when not even its coarse blocks are there, a video is made again from its kept source before it is
+                answered about, which takes as long as indexing it did.
 
         Raises UnknownVideo, ModelMismatch, InvalidQuestion, PromptTooLong, KVMissing, StoreUnavailable, and with
         ``fail`` BlockMissing or BlockCorrupt.
         """
-        return self.answerer.answer(
-            [
+
+        def answer(videos: Sequence[str | Manifest]) -> list[Answer]:
+            handed = [
                 self.asked(
                     video,
                     question,
@@ -257,10 +295,26 @@ class VideoEngine:
                     on_missing=on_missing,
                     chunks=chunks,
                 )
-                for video, question in asked
-            ],
-            generation or Generation(),
-        )
+                for video, (_, question) in zip(videos, asked, strict=True)
+            ]
+            return self.answerer.answer(handed, generation or Generation())
+
+        videos = [video for video, _ in asked]
+        try:
+            return answer(videos)
+        except KVMissing:
+            if not refresh:
+                raise
+        return answer([self._whole(video, tenant) for video in videos])
+
+    def _whole(self, video: str | Manifest, tenant: str) -> Manifest:
+        """A video's manifest, after what it must have to be asked about was made again if it was gone."""
+        manifest = self.manifest(video, tenant=tenant) if isinstance(video, str) else video
+        try:
+            self.answerer.check_coarse(manifest)
+        except KVMissing:
+            return self.refresh(manifest)
+        return manifest
 
     def explain(self, video: str | Manifest, question: str, **options: Any) -> ReloadPlan:
         """Scores and plan of a question, without answering it; options as in :meth:`plans`."""
@@ -345,9 +399,7 @@ class VideoEngine:
         Raises UnknownVideo, SourceMissing, VideoError.
         """
         manifest = self.manifest(video, tenant=tenant) if isinstance(video, str) else video
-        if manifest.source is None:
-            raise SourceMissing(f"the source of video {manifest.video} was not kept; index it again from its file")
-        with self.stores.sources.open_local(manifest.tenant, manifest.source) as local:
+        with self.stores.sources.open_local(manifest.tenant, source_of(manifest)) as local:
             return frame_at(local, time_s)
 
     def delete(self, video: str, *, tenant: str = LOCAL_TENANT) -> int:
@@ -369,14 +421,3 @@ class VideoEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def find_calibration(model: str, lm: VideoLM) -> Calibration | None:
-    """The calibration beside a checkpoint, or the user's own of its weights; None when there is none."""
-    weights = lm.spec.weights
-    for file in (find_checkpoint(model) / "calibration.json", CALIBRATIONS.expanduser() / f"{weights}.json"):
-        if file.exists():
-            found = Calibration.from_json(file.read_bytes())
-            if found.weights == weights:
-                return found
-    return None

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from x2l_cluster.engine.upkeep import decay
 from x2l_cluster.errors import InvalidInput, ManifestCorrupt, UnknownVideo
 from x2l_cluster.kv.open import bare, open_kv
 from x2l_cluster.kv.store import KVStore
 from x2l_cluster.state.base import StateStore
 from x2l_cluster.state.open import open_state
-from x2l_cluster.types import Kind, check_name
+from x2l_cluster.types import Kind, Manifest, check_name
 from x2l_cluster.video import FsspecSourceStore, SourceStore
 
 
@@ -72,6 +73,10 @@ class Stores:
         if not known and not freed:
             raise UnknownVideo(f"no video {video} is here; `x2l videos` lists them")
         return freed
+
+    def decay(self, manifest: Manifest) -> Manifest:
+        """Lets go of the fine detail of an index; see :func:`~x2l_cluster.engine.upkeep.decay`."""
+        return decay(manifest, kv=self.kv, state=self.state)
 
     def source_in_use(self, tenant: str, content: str) -> bool:
         """Whether any index of the tenant was made from this content."""

@@ -80,6 +80,18 @@ class StateStore(Protocol):
         """
         ...
 
+    def decay(self, tenant: str, video: str, recipe_digest: str) -> Manifest:
+        """Takes the fine block out of every row of a READY index, at once, so that no plan promises what then goes.
+
+        Under a new epoch: whoever works on the index just now is overtaken. A repair puts fine blocks back. Decaying
+        again changes nothing.
+
+        Raises:
+            UnknownVideo: as :meth:`seal`.
+            ManifestConflict: the index is not READY.
+        """
+        ...
+
     def finish(
         self, tenant: str, video: str, recipe_digest: str, epoch: int, info: VideoInfo | None = None
     ) -> Manifest:

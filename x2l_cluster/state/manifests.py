@@ -60,11 +60,19 @@ class Manifests:
 
     def seal(self, tenant: str, video: str, recipe_digest: str, epoch: int, row: ChunkRow) -> Manifest:
         slot = _slot(tenant, video, recipe_digest)
-        return self._change(slot, lambda old: steps.seal(_known(old, slot), epoch, row), [row])
+        return self._change(slot, lambda old: steps.seal(_known(old, slot), epoch, row))
 
     def revise(self, tenant: str, video: str, recipe_digest: str, epoch: int, rows: Sequence[ChunkRow]) -> Manifest:
         slot = _slot(tenant, video, recipe_digest)
-        return self._change(slot, lambda old: steps.revise(_known(old, slot), epoch, rows), rows)
+        return self._change(slot, lambda old: steps.revise(_known(old, slot), epoch, rows))
+
+    def decay(self, tenant: str, video: str, recipe_digest: str) -> Manifest:
+        slot = _slot(tenant, video, recipe_digest)
+
+        def step(old: Manifest | None) -> Manifest:
+            return steps.decay(_known(old, slot), self._shelf.next_epoch(tenant))
+
+        return self._change(slot, step, remembered=False)
 
     def finish(
         self, tenant: str, video: str, recipe_digest: str, epoch: int, info: VideoInfo | None = None
@@ -137,12 +145,10 @@ class Manifests:
         self,
         slot: Slot,
         step: Callable[[Manifest | None], Manifest],
-        rows: Sequence[ChunkRow] = (),
         *,
         remembered: bool = True,
     ) -> Manifest:
         """Reads, steps and swaps until it holds; at first with the manifest as last seen, if ``remembered``."""
-        records = [encode_row(row) for row in rows]
         seen = self._recall(slot) if remembered else None
         current = False
         for _ in range(_ATTEMPTS):
@@ -160,6 +166,7 @@ class Manifests:
             elif new is not None:
                 born = seen.born if seen else new.epoch
                 head = encode_head(new, born)
+                records = [encode_row(row) for row in _changed(seen.manifest if seen else None, new)]
                 cursor = self._shelf.swap(slot, seen.head if seen else None, head, records)
                 if cursor is not None:
                     return self._remember(slot, _Seen(head, born, cursor, new)).manifest
@@ -210,6 +217,12 @@ class Manifests:
     def _forget(self, slot: Slot) -> None:
         with self._lock:
             self._seen.pop(slot, None)
+
+
+def _changed(old: Manifest | None, new: Manifest) -> list[ChunkRow]:
+    """Rows that are not the very rows they were: steps keep those they do not change."""
+    before = old.chunks if old else ()
+    return [row for at, row in enumerate(new.chunks) if at >= len(before) or row is not before[at]]
 
 
 def _slot(tenant: str, video: str, recipe_digest: str) -> Slot:

@@ -6,7 +6,9 @@
               ┌──────────────┐
     ─ begin ─▶ INDEXING ─────┴─ seal, revise ─▶ INDEXING ── finish ─▶ READY ── revise ─▶ READY
 
-Every step but ``begin`` needs the current epoch. A step that changes nothing returns the very manifest it was given.
+``decay`` of a READY index takes L out of every row, under a new epoch as ``begin`` does: whoever works on it just now
+is overtaken. Every other step needs the current epoch. A step that changes nothing returns the very manifest it was
+given.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from x2l_cluster.errors import ManifestConflict, StaleEpoch
-from x2l_cluster.types import BlockRef, ChunkRow, IndexStatus, Manifest, Recipe, SourceRef, VideoInfo
+from x2l_cluster.types import BlockRef, ChunkRow, IndexStatus, Kind, Manifest, Recipe, SourceRef, VideoInfo
 
 
 def begin(
@@ -30,11 +32,7 @@ def begin(
 ) -> Manifest:
     if old is None:
         return Manifest(tenant=tenant, video=video, recipe=recipe, epoch=epoch, revision=1, info=info, source=source)
-    if epoch <= old.epoch:
-        raise ManifestConflict(
-            f"video {video} was worked on under epoch {old.epoch}, but the counter stands at {epoch}: "
-            "it was lost; restore it, or delete the video"
-        )
+    _check_newer(old, epoch)
     if old.chunks and source and old.source and source.id != old.source.id:
         raise ManifestConflict(
             f"video {video} has {len(old.chunks)} chunks of source {old.source.id}, not of {source.id}: "
@@ -79,6 +77,21 @@ def revise(old: Manifest, epoch: int, rows: Sequence[ChunkRow]) -> Manifest:
     return replace(old, revision=old.revision + 1, chunks=tuple(chunks)) if tuple(chunks) != old.chunks else old
 
 
+def decay(old: Manifest, epoch: int) -> Manifest:
+    if old.status is not IndexStatus.READY:
+        raise ManifestConflict(f"video {old.video} is being indexed: wait until it is ready, or delete it")
+    if not any(Kind.L in row.blocks for row in old.chunks):
+        return old
+    _check_newer(old, epoch)
+    rows = (
+        replace(row, blocks={kind: ref for kind, ref in row.blocks.items() if kind != Kind.L})
+        if Kind.L in row.blocks
+        else row
+        for row in old.chunks
+    )
+    return replace(old, epoch=epoch, revision=old.revision + 1, chunks=tuple(rows))
+
+
 def finish(old: Manifest, epoch: int, info: VideoInfo | None) -> Manifest:
     _check_epoch(old, epoch)
     if not old.chunks:
@@ -86,6 +99,14 @@ def finish(old: Manifest, epoch: int, info: VideoInfo | None) -> Manifest:
     if old.status is IndexStatus.READY and info in (None, old.info):
         return old
     return replace(old, revision=old.revision + 1, status=IndexStatus.READY, info=info or old.info)
+
+
+def _check_newer(old: Manifest, epoch: int) -> None:
+    if epoch <= old.epoch:
+        raise ManifestConflict(
+            f"video {old.video} was worked on under epoch {old.epoch}, but the counter stands at {epoch}: "
+            "it was lost; restore it, or delete the video"
+        )
 
 
 def _check_epoch(old: Manifest, epoch: int) -> None:
