@@ -140,15 +140,17 @@ class Indexer:
         with WriteBehind(seal) as behind:
             for chunk in chunks:
                 told.may_go_on(chunk.index)
-                if sealed.row(chunk.index, kinds) is None:
-                    done = prefiller.one(chunk)
-                    watch(done)
-                    behind.put(Unsealed.of(done))
+                old = sealed.row(chunk.index, kinds)
+                if old is not None:
+                    behind.drain()  # chunks are told of in order
+                    for row, blocks in sealed.blocks([old], prefiller.remembers):
+                        prefiller.resume(row.index, row.position_end, blocks)
+                        told.resumed(row)
                     continue
-                behind.drain()  # chunks are told of in order
-                for row, blocks in sealed.blocks(told.manifest.chunks[chunk.index :][:1], prefiller.remembers):
-                    prefiller.resume(row.index, row.position_end, blocks)
-                    told.resumed(row)
+                done = prefiller.one(chunk)
+                watch(done)
+                behind.put(Unsealed.of(done))
+                del done  # its raw KVs would stay until the next chunk is prefilled
 
     def _pack(self, manifest: Manifest, reader: Reader) -> None:
         """An index is as good in pieces, only slower to read: if a store will not have it packed, it stays so."""

@@ -7,13 +7,12 @@ that still holds the older manifest finds an old blob gone and looks again (:mod
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from x2l_cluster.engine.read import Reader
-from x2l_cluster.errors import X2LError
+from x2l_cluster.engine.seal import publish, stored
 from x2l_cluster.kv.codec import Buffer, unpack
 from x2l_cluster.kv.segments import groups, pack_segment
 from x2l_cluster.kv.store import KVStore
@@ -40,29 +39,20 @@ class Packer:
     def pack(self, manifest: Manifest) -> Manifest:
         """The manifest after packing. What lies in a segment already stays there.
 
-        Raises KVError when a store is at fault (nothing has changed then), StaleEpoch and UnknownVideo as sealing does.
+        Raises KVError when a store is at fault (the index reads as before), StaleEpoch and UnknownVideo as sealing.
         """
         moved: dict[int, dict[str, BlockRef]] = defaultdict(dict)
-        put: list[BlockKey] = []
-        try:
+        with stored(self.kv) as put:
             for kind in sorted({kind for row in manifest.chunks for kind in row.blocks} - {Kind.L}):
                 for chunks in groups(_loose(manifest, kind), self.segment_bytes):
                     for chunk, ref in self._segment(manifest, kind, chunks, put):
                         moved[chunk][kind] = ref
-            if not moved:
-                return manifest
-            rows = [manifest.chunks[chunk] for chunk in sorted(moved)]
-            packed = self.state.revise(
-                manifest.tenant,
-                manifest.video,
-                manifest.recipe.digest,
-                manifest.epoch,
-                [replace(row, blocks={**row.blocks, **moved[row.index]}) for row in rows],
-            )
-        except BaseException:
-            with contextlib.suppress(X2LError):
-                self.kv.delete(put)
-            raise
+        if not moved:
+            return manifest
+        rows = [manifest.chunks[chunk] for chunk in sorted(moved)]
+        rows = [replace(row, blocks={**row.blocks, **moved[row.index]}) for row in rows]
+        place = (manifest.tenant, manifest.video, manifest.recipe.digest, manifest.epoch)
+        packed = publish(self.kv, put, lambda: self.state.revise(*place, rows))
         self.kv.delete(manifest.named - packed.named)
         return packed
 

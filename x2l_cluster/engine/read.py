@@ -14,7 +14,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from x2l_cluster.errors import BlockMissing, KVError, StoreLate, StoreUnavailable, UnknownVideo
+from x2l_cluster.errors import BlockMissing, KVError, StoreLate, StoreUnavailable, X2LError
 from x2l_cluster.kv.codec import Buffer, unpack
 from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.kv.segments import cut_out
@@ -44,8 +44,7 @@ class Reader:
     """Reads what manifests name. Safe for several threads.
 
     Args:
-        newest: the manifest as it is now, of one seen earlier; without, what is missing is missing. May raise
-            UnknownVideo.
+        newest: the manifest as it is now, of one seen earlier; without, what is missing is missing.
         priority: of all reads; by default what their kind says.
         clock: seconds that only run forward.
     """
@@ -161,7 +160,7 @@ class Batch:
         if self._now is None and self._reader.newest is not None:
             try:
                 self._now = self._reader.newest(self._manifest)
-            except UnknownVideo:
+            except X2LError:  # deleted, or the state is away: what is missing stays missing
                 return False
             self._plan()
         return self._ref(row, kind) != before

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
 
 from x2l_cluster.engine.prefill import Prefilled
-from x2l_cluster.errors import X2LError
+from x2l_cluster.errors import StateError, UnknownVideo, X2LError
 from x2l_cluster.kv.block import KVBlock
 from x2l_cluster.kv.codec import Buffer, encode_stripe, pack, ref_of, ref_of_all
 from x2l_cluster.kv.store import KVStore
@@ -41,6 +41,35 @@ class Unsealed:
         return cls(row=row, blocks=done.blocks, visual=done.visual)
 
 
+@contextmanager
+def stored(kv: KVStore) -> Iterator[list[BlockKey]]:
+    """Yields a list for the keys of what is put; if not all of it could be, what is there of them is deleted again."""
+    put: list[BlockKey] = []
+    try:
+        yield put
+    except BaseException:
+        _take_back(kv, put)
+        raise
+
+
+def publish(kv: KVStore, put: Sequence[BlockKey], step: Callable[[], Manifest]) -> Manifest:
+    """The step of the state that names what was put; if it is refused, all of that is deleted again.
+
+    A state that did not answer may have done what it was told: then blobs stay, and if no row names them, the next run
+    sweeps them.
+    """
+    try:
+        return step()
+    except (StateError, UnknownVideo):
+        _take_back(kv, put)
+        raise
+
+
+def _take_back(kv: KVStore, put: Sequence[BlockKey]) -> None:
+    with suppress(X2LError):
+        kv.delete(put)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealer:
     """Seals chunks of one indexing run.
@@ -63,34 +92,27 @@ class Sealer:
         Raises KVError when a store is at fault, StaleEpoch, UnknownVideo or ManifestConflict when the state refuses.
         """
         parts: dict[str, list[BlockRef]] = {}
-        put: list[BlockKey] = []
-        try:
+        with stored(self.kv) as put:
             for key, blob in self._blobs(chunk):
                 put.append(key)
                 self.kv.put(key, blob)
                 parts.setdefault(key.kind, []).append(ref_of(blob))
-            return self._publish(replace(chunk.row, blocks={kind: ref_of_all(refs) for kind, refs in parts.items()}))
-        except BaseException:
-            with contextlib.suppress(X2LError):
-                self.kv.delete(put)
-            raise
-
-    def _publish(self, row: ChunkRow) -> ChunkRow:
+        row = replace(chunk.row, blocks={kind: ref_of_all(refs) for kind, refs in parts.items()})
         manifest = self.manifest
         place = (manifest.tenant, manifest.video, manifest.recipe.digest, manifest.epoch)
         if row.index >= len(manifest.chunks):
-            self.state.seal(*place, row)
+            publish(self.kv, put, lambda: self.state.seal(*place, row))
             return row
-        sealed = self.state.revise(*place, [row])
+        revised = publish(self.kv, put, lambda: self.state.revise(*place, [row]))
         old = manifest.chunks[row.index]
         gone = {key for ref in old.blocks.values() for key in manifest.keys(ref, row.index)}
-        self.kv.delete(gone - sealed.named)  # a segment stays while others lie in it
+        self.kv.delete(gone - revised.named)  # a segment stays while others lie in it
         return row
 
     def _blobs(self, chunk: Unsealed) -> Iterator[tuple[BlockKey, Buffer]]:
-        """What is kept of a chunk, one blob at a time: a block is never whole twice."""
+        """What is kept of a chunk, one blob at a time."""
         for level, block in chunk.blocks.items():
-            for stripe in split(block, self.stripe_bytes):
+            for stripe in split(block.to("cpu"), self.stripe_bytes):
                 key = self._key(Kind.of(level), chunk.row.index, stripe.index)
                 yield key, encode_stripe(stripe, key)
         for scorer in self.scorers:
