@@ -85,7 +85,8 @@ return found
 """
 
 _LISTEN_S: Final = 0.5
-"""How long the listener waits for a message before it sees whether it should end, and after a lost connection."""
+"""How long the listener waits for a message before it sees whether it should end, after a lost connection, and others
+for it to be ready."""
 
 
 class RemoteLedger:
@@ -109,7 +110,6 @@ class RemoteLedger:
         self._closed = Signal()
         self._listening = Signal()
         self._listener: Thread | None = None
-        self._timeout_s = timeout_s
 
     def count(self, counter: str) -> int:
         with errors_as_store(self._where):
@@ -182,7 +182,7 @@ class RemoteLedger:
                 if self._listener is None and not self._closed.is_set():
                     self._listener = Thread(target=self._listen, name="x2l-ledger", daemon=True)
                     self._listener.start()
-            self._listening.wait(self._timeout_s)
+            self._listening.wait(_LISTEN_S)  # no longer: whoever watches looks now and then all the same
             yield
 
     def close(self) -> None:
