@@ -53,7 +53,6 @@ class SqliteLedger:
                 sync_folders(path.parent, path.parent.parent)
         with self._errors():
             self._db = self._connect()
-            self._db.executescript(_TABLES)
 
     def count(self, counter: str) -> int:
         with self._writing() as db:
@@ -149,8 +148,13 @@ class SqliteLedger:
     def _connect(self) -> sqlite3.Connection:
         place = ":memory:" if self._path is None else str(self._path)
         db = sqlite3.connect(place, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = TRUNCATE")
-        db.execute("PRAGMA synchronous = FULL")
+        try:
+            db.execute("PRAGMA journal_mode = TRUNCATE")
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(_TABLES)
+        except BaseException:
+            db.close()
+            raise
         return db
 
     @contextmanager

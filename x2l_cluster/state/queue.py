@@ -21,17 +21,15 @@ from x2l_cluster.errors import (
     InvalidInput,
     JobConflict,
     LeaseLost,
-    QuotaExceeded,
-    RecordCorrupt,
     StoreUnavailable,
     UnknownJob,
 )
 from x2l_cluster.messages import Job, JobEvent, JobState, Problem
 from x2l_cluster.state import moves
 from x2l_cluster.state.jobs import Lease
-from x2l_cluster.state.ledger import Entry, Event, GroupFull, Ledger, Room
+from x2l_cluster.state.ledger import Ledger
 from x2l_cluster.state.moves import Policy, Ticket
-from x2l_cluster.state.records import RecordCodec
+from x2l_cluster.state.tickets import Tickets, name_of
 from x2l_cluster.types import check_name
 
 _ATTEMPTS: Final = 100
@@ -41,16 +39,13 @@ _LOOK_S: Final = 0.5
 """How often a waiting worker looks whether something has become due; nobody tells it of that."""
 _MAX_WORK: Final = 64 << 10
 
-_TICKETS: Final = RecordCodec(Ticket, "job")
-_EVENTS: Final = RecordCodec(JobEvent, "job's event")
-
 
 class Jobs:
     """Jobs in a ledger. ``clock`` gives seconds since 1970; machines that share a ledger must roughly agree on them."""
 
     def __init__(self, ledger: Ledger, *, policy: Policy | None = None, clock: Callable[[], float] = time.time) -> None:
-        self._ledger = ledger
-        self._policy = policy or Policy()
+        self._ledger, self._policy = ledger, policy or Policy()
+        self._tickets = Tickets(ledger, history=self._policy.history)
         self._clock = clock
         self._closed = Signal()
 
@@ -75,25 +70,24 @@ class Jobs:
             check_name("video", video)
         # The id is made of the key, so that finding out about a repetition and queueing are one step.
         id = f"job-{blake2b(f'{tenant}/{key}'.encode(), digest_size=12).hexdigest() if key else uuid4().hex[:24]}"
-        name = _name(tenant, id)
-        new = moves.submit(
-            tenant=tenant,
-            id=id,
-            work=plain,
-            priority=priority,
-            order=self._ledger.count("order"),
-            video=video,
-            now_s=self._clock(),
-        )
+        name, new = name_of(tenant, id), None
         for _ in range(_ATTEMPTS):
-            if (raw := self._ledger.get(name)) is not None:
-                old = _TICKETS.decode(raw)
-                if (old.work, old.priority) != (plain, priority):
+            if old := self._tickets.find(name):
+                if (old.ticket.work, old.ticket.priority) != (plain, priority):
                     raise IdempotencyConflict(
                         f"the idempotency key of job {id} was used for another request: take a new one"
                     )
-                return old.job
-            if self._swap(name, None, None, new, most_active=most_active):
+                return old.ticket.job
+            new = new or moves.submit(
+                tenant=tenant,
+                id=id,
+                work=plain,
+                priority=priority,
+                order=self._ledger.count("order"),
+                video=video,
+                now_s=self._clock(),
+            )
+            if self._tickets.swap(name, None, new, most_active=most_active):
                 self._forget_oldest(tenant)
                 return new.job
         raise _contended(id)
@@ -105,21 +99,18 @@ class Jobs:
         return self._change(tenant, job, lambda old: moves.retry(old, self._clock()), most_active=most_active)
 
     def job(self, tenant: str, job: str) -> Job:
-        return self._read(tenant, job)[1].job
+        return self._tickets.read(name_of(tenant, job)).ticket.job
 
     def jobs(self, tenant: str, *, limit: int = 1000) -> list[Job]:
         names = self._ledger.names("all", check_name("tenant", tenant), limit=limit, newest=True)
-        found = zip(names, self._ledger.get_many(names), strict=True)
-        return [opened[1].job for name, raw in found if (opened := self._open(name, raw))]
+        return [held.ticket.job for _, held in self._tickets.usable(names)]
 
     def events(self, tenant: str, job: str, *, after: int = 0) -> list[JobEvent]:
-        _, ticket = self._read(tenant, job)
-        if ticket.events <= after:
-            return []
-        return [_EVENTS.decode(data) for data in self._ledger.log(_name(tenant, job), after)]
+        name = name_of(tenant, job)
+        return self._tickets.events(name, after) if self._tickets.read(name).ticket.events > after else []
 
     def watching(self, tenant: str, job: str, notify: Callable[[], None]) -> AbstractContextManager[None]:
-        return self._ledger.watching(_name(tenant, job), notify)
+        return self._ledger.watching(name_of(tenant, job), notify)
 
     def counts(self) -> Mapping[JobState, int]:
         (states,) = self._ledger.groups("state")
@@ -205,16 +196,15 @@ class Jobs:
     def _take(self, worker: str, ttl_s: float) -> Lease | None:
         self._wake(_DUE)
         for _ in range(_ATTEMPTS):
-            line, running, begun = self._ledger.groups("line", "running", "begun")
+            (line,) = self._ledger.groups("line")
             if not line:
                 break
-            for name in self._ledger.names("line", moves.next_tenant(line, running, begun), limit=1):
-                found = self._open(name, self._ledger.get(name))
-                if found and found[1].in_line:
-                    raw, old = found
+            tenant = moves.next_tenant(line, *self._ledger.groups("running", "begun"))
+            for name, old in self._tickets.usable(self._ledger.names("line", tenant, limit=1)):
+                if old.ticket.in_line:
                     number, now_s = self._ledger.count("lease"), self._clock()
-                    new = moves.lease(old, now_s, number=number, worker=worker, ttl_s=ttl_s)
-                    if self._swap(name, raw, old, new):
+                    new = moves.lease(old.ticket, now_s, number=number, worker=worker, ttl_s=ttl_s)
+                    if self._tickets.swap(name, old, new):
                         return Lease(
                             tenant=new.tenant, job=new.job, work=new.work, number=number, expires_s=now_s + ttl_s
                         )
@@ -223,37 +213,27 @@ class Jobs:
     def _wake(self, most: int) -> int:
         """Does what is due for so many jobs at most; returns for how many."""
         now_s, woken = self._clock(), 0
-        for name in self._ledger.names("timer", "all", upto=now_s, limit=most):
-            if found := self._open(name, self._ledger.get(name)):
-                raw, old = found
-                new = moves.wake(old, self._policy, now_s)
-                woken += new is not old and self._swap(name, raw, old, new)
+        for name, old in self._tickets.usable(self._ledger.names("timer", "all", upto=now_s, limit=most)):
+            new = moves.wake(old.ticket, self._policy, now_s)
+            woken += new is not old.ticket and self._tickets.swap(name, old, new)
         return woken
 
-    def _open(self, name: str, raw: bytes | None) -> tuple[bytes, Ticket] | None:
-        """A job as it was read; None if it was gone. A damaged one is set aside, so that it holds nobody up."""
-        if raw is None:
-            return None
-        try:
-            return raw, _TICKETS.decode(raw)
-        except RecordCorrupt:
-            damaged = Entry(raw + b"!", {("damaged", name.partition("/")[0]): 0.0})
-            self._ledger.put(name, raw, damaged)
-            return None
-
-    def _read(self, tenant: str, job: str) -> tuple[bytes, Ticket]:
-        raw = self._ledger.get(_name(tenant, job))
-        if raw is None:
-            raise UnknownJob(f"there is no job {job}: list the jobs; those that ended long ago are forgotten")
-        return raw, _TICKETS.decode(raw)
+    def _forget_oldest(self, tenant: str) -> None:
+        (ended,) = self._ledger.groups("ended")
+        over = ended[tenant].size - self._policy.keep if tenant in ended else 0
+        names = self._ledger.names("ended", tenant, limit=min(over, _DUE)) if over > 0 else []
+        for name, old in self._tickets.usable(names):
+            if old.ticket.job.state.final:  # not retried since
+                self._tickets.swap(name, old, None)
 
     def _change(
         self, tenant: str, job: str, step: Callable[[Ticket], Ticket], *, most_active: int | None = None
     ) -> Job:
+        name = name_of(tenant, job)
         for _ in range(_ATTEMPTS):
-            raw, old = self._read(tenant, job)
-            new = step(old)
-            if new is old or self._swap(_name(tenant, job), raw, old, new, most_active=most_active):
+            old = self._tickets.read(name)
+            new = step(old.ticket)
+            if new is old.ticket or self._tickets.swap(name, old, new, most_active=most_active):
                 return new.job
         raise _contended(job)
 
@@ -262,39 +242,6 @@ class Jobs:
             return self._change(lease.tenant, lease.job.id, step)
         except UnknownJob as error:
             raise LeaseLost(f"job {lease.job.id} is forgotten: drop this work") from error
-
-    def _swap(
-        self, name: str, raw: bytes | None, old: Ticket | None, new: Ticket | None, *, most_active: int | None = None
-    ) -> bool:
-        if new is None:
-            return self._ledger.put(name, raw, None, topics=[name])
-        seen = old is None or new.events != old.events
-        event = JobEvent(number=new.events, name=moves.event_name(old, new), job=new.job)
-        try:
-            return self._ledger.put(
-                name,
-                raw,
-                Entry(_TICKETS.encode(new), dict(moves.marks(new))),
-                event=Event(new.events, _EVENTS.encode(event), self._policy.history) if seen else None,
-                room=None if most_active is None else Room(("active", new.tenant), most_active),
-                topics=[*([name] if seen else []), *(["line"] if new.in_line else [])],
-            )
-        except GroupFull:
-            raise QuotaExceeded(
-                f"tenant {new.tenant} has {most_active} jobs that have not ended, and may have no more: "
-                "wait for one to end, or cancel one"
-            ) from None
-
-    def _forget_oldest(self, tenant: str) -> None:
-        (ended,) = self._ledger.groups("ended")
-        over = ended[tenant].size - self._policy.keep if tenant in ended else 0
-        for name in self._ledger.names("ended", tenant, limit=min(over, _DUE)) if over > 0 else []:
-            raw = self._ledger.get(name)
-            self._ledger.put(name, raw, None)
-
-
-def _name(tenant: str, job: str) -> str:
-    return f"{check_name('tenant', tenant)}/{check_name('job', job)}"
 
 
 def _plain(work: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,6 +17,10 @@ _ATTEMPTS: Final = 100
 _T = TypeVar("_T")
 
 
+class RecordForeign(RecordCorrupt):
+    """Another version of the program wrote the record; it is in order, and is left alone."""
+
+
 class RecordCodec(Generic[_T]):
     """Bytes of a frozen dataclass of plain data, and back.
 
@@ -40,7 +44,7 @@ class RecordCodec(Generic[_T]):
         try:
             record: Any = open_record(data)
             if record["v"] != _VERSION:
-                raise RecordCorrupt(f"a {self._what} of format version {record['v']}, this program reads {_VERSION}")
+                raise RecordForeign(f"a {self._what} of format version {record['v']}, this program reads {_VERSION}")
             return self._adapter.validate_python(record["is"])
         except (LookupError, TypeError, ValueError, ValidationError) as error:
             raise RecordCorrupt(f"the record of a {self._what} is damaged: {error!r}") from error
