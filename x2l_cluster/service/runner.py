@@ -21,8 +21,8 @@ from x2l_cluster.state.jobs import JobQueue, Lease
 from x2l_cluster.types import SourceRef, recipe_fields
 
 LOG: Final = logging.getLogger(__name__)
-_WAIT_S: Final = 5.0
-"""How long one look for work lasts; a runner that is stopped lets go of it at once where the queue is closed."""
+_WAIT_S: Final = 1.0
+"""How long one look for work lasts, and so how long a stopped runner without work stays."""
 
 
 class JobRunner:
@@ -160,19 +160,33 @@ class _Attempt:
 
     @contextmanager
     def _heartbeats(self) -> Iterator[None]:
-        ended = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(ended,), name="x2l-heartbeat", daemon=True)
-        beating.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            beating.join()
-
-    def _beat(self, ended: threading.Event) -> None:
-        while not ended.wait(self._runner._ttl_s / 3):
+        """Renews the lease, and learns at once of a cancellation."""
+        ended, news = threading.Event(), threading.Event()
+        beating = threading.Thread(target=self._beat, args=(ended, news), name="x2l-heartbeat", daemon=True)
+        with self._queue.watching(self._lease.tenant, self._lease.job.id, news.set):
+            beating.start()
             try:
-                if self._queue.heartbeat(self._lease).cancelling or self._runner._stopping.is_set():
+                yield
+            finally:
+                ended.set()
+                news.set()
+                beating.join()
+
+    def _beat(self, ended: threading.Event, news: threading.Event) -> None:
+        pause_s = self._runner._ttl_s / 3
+        due_s = time.monotonic() + pause_s
+        while not ended.is_set():
+            heard = news.wait(max(0.0, due_s - time.monotonic()))
+            news.clear()
+            if ended.is_set():
+                return
+            try:
+                if heard:
+                    job = self._queue.job(self._lease.tenant, self._lease.job.id)
+                else:
+                    due_s = time.monotonic() + pause_s
+                    job = self._queue.heartbeat(self._lease)
+                if job.cancelling or self._runner._stopping.is_set():
                     self._cancel.set()
             except LeaseLost:
                 self._lost.set()
