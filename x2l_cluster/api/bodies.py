@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, Json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json
 
 from x2l_cluster.service.requests import (
     MAX_MOMENTS,
@@ -19,10 +19,17 @@ from x2l_cluster.service.requests import (
 from x2l_cluster.types import Detail, SourceRef
 
 _WORD = 4096
+_RECIPE = 2048
 Word = Annotated[str, Field(max_length=_WORD)]
 Ids = Annotated[tuple[Word, ...], Field(max_length=MAX_VIDEOS)]
 Question = Annotated[str, Field(max_length=MAX_QUESTION)]
 Whole = Annotated[int, Field(ge=0, le=1 << 53)]
+
+
+def _short(recipe: Any) -> Any:
+    if isinstance(recipe, str) and len(recipe) > _RECIPE:
+        raise ValueError(f"a recipe has at most {_RECIPE} characters")
+    return recipe
 
 
 class Body(BaseModel):
@@ -48,9 +55,11 @@ class VideoBody(Body):
 class UploadFields(Body):
     """What goes with an uploaded file: fields of the form, or the query of a raw upload."""
 
-    name: Word | None = Field(None, description="of the file, for people")
-    video: Word | None = None
-    recipe: Json[dict[str, Any]] = Field("{}", validate_default=True, description="a JSON object")
+    name: str | None = Field(None, max_length=255, description="of the file, for people")
+    video: str | None = Field(None, max_length=128)
+    recipe: Annotated[Json[dict[str, Any]], BeforeValidator(_short)] = Field(
+        "{}", validate_default=True, description="a JSON object", json_schema_extra={"maxLength": _RECIPE}
+    )
     repair: bool = False
     priority: int = Field(0, ge=-100, le=100)
 
