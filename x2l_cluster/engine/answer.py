@@ -13,6 +13,7 @@ from torch import Tensor
 
 from x2l_cluster.engine.assemble import Assembler, Prefix
 from x2l_cluster.engine.decode import Decoder, Generation, Stream, check_room
+from x2l_cluster.engine.hints import Hints
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.reload import Loaded, Reloader
@@ -82,6 +83,7 @@ class Answerer:
         self.turns = Turns()
         self._calibration = calibration
         self._assembler = Assembler(lm)
+        self._hints = Hints(reader.kv)
         self._reloader = Reloader(lm, reader, budget_bytes=cache_bytes)
         self._scoring = Scoring(lm, reader, self.turns, budget_bytes=cache_bytes // 8)
         self._search = Search(lm, self._scoring, self.turns, calibration)
@@ -130,8 +132,13 @@ class Answerer:
         """Raises KVMissing unless the coarse blocks of every chunk can be had; they are hot then."""
         self._reloader.coarse(manifest, self._placement(manifest))
 
+    def expect(self, manifest: Manifest) -> None:
+        """A question about this video is on its way: the tiers may bring near what it is going to read."""
+        self._hints.opened(manifest)
+
     def forget(self, tenant: str, video: str) -> None:
         """Drops what is kept hot of a video."""
+        self._hints.forget(tenant, video)
         self._reloader.forget(tenant, video)
         self._scoring.forget(tenant, video)
 
@@ -144,6 +151,7 @@ class Answerer:
         """
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for index, item in enumerate(asked):
+            self.expect(item.manifest)
             groups[shared(item)].append(index)
         work: list[Work | None] = [None] * len(asked)
         for indexes in groups.values():
@@ -260,6 +268,7 @@ class Answerer:
                 strict=work.asked.fail_on_missing,
             )
         work.loaded = [fine.get(chunk.chunk, work.coarse[chunk.chunk]) for chunk in work.plan.chunks]
+        self._hints.planned(work.asked.manifest, work.plan)
 
     def join(self, work: Work, decoder: Decoder, generation: Generation) -> None:
         """Puts a reloaded question into a batch. Raises PromptTooLong."""

@@ -116,6 +116,7 @@ class AnswerLoop:
             self._live.add(ticket)
             metrics.QUEUED.labels("answers").inc()
             self._news.notify_all()
+        self._answerer.expect(asked.manifest)
         return ticket
 
     @property
