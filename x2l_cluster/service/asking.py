@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from x2l_cluster.errors import DeadlineExceeded, InvalidInput, X2LError
-from x2l_cluster.messages import AnswerCompleted, AnswerCreated, AnswerEvent, AnswerFailed, Part, Problem, Session
+from x2l_cluster.messages import AnswerCompleted, AnswerCreated, AnswerEvent, AnswerFailed, Part, Problem, Session, Turn
 from x2l_cluster.select import SCORERS
 from x2l_cluster.service.parts import Begun, FailedPart, PartAnswerer, merged
 from x2l_cluster.service.requests import Ask
-from x2l_cluster.service.sessions import Sessions
+from x2l_cluster.state.sessions import SessionStore
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class _Told:
 class Asking:
     """Answers as events, over whatever answers the parts."""
 
-    def __init__(self, parts: PartAnswerer, sessions: Sessions) -> None:
+    def __init__(self, parts: PartAnswerer, sessions: SessionStore) -> None:
         self._parts, self._sessions = parts, sessions
 
     async def answers(self, tenant: str, ask: Ask) -> AsyncGenerator[AnswerEvent]:
@@ -63,10 +63,11 @@ class Asking:
                 async for event in events:
                     yield event
         if session is not None and texts:
-            await asyncio.to_thread(self._sessions.add, tenant, session.id, ask.question, texts)
+            turn = Turn(question=ask.question, answers=texts)
+            await asyncio.to_thread(self._sessions.append, tenant, session.id, turn)
 
     async def _session(self, tenant: str, ask: Ask) -> Session | None:
-        return None if ask.session is None else await asyncio.to_thread(self._sessions.get, tenant, ask.session)
+        return None if ask.session is None else await asyncio.to_thread(self._sessions.session, tenant, ask.session)
 
     async def _begin(self, tenant: str, ask: Ask, parts: Sequence[Part], session: Session | None) -> list[Begun]:
         """All parts, or none of them."""

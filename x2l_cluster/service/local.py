@@ -37,14 +37,10 @@ from x2l_cluster.service.fetch import Fetcher, check_url
 from x2l_cluster.service.loop_parts import LoopParts
 from x2l_cluster.service.requests import Ask, EstimateRequest, IndexRequest, SearchRequest
 from x2l_cluster.service.runner import JobRunner
-from x2l_cluster.service.sessions import Sessions
 from x2l_cluster.service.views import chunk_of, newest, video_of
-from x2l_cluster.service.watch import follow, wait_for_end
 from x2l_cluster.service.work import IndexWork
-from x2l_cluster.state.jobs import JobQueue
-from x2l_cluster.state.ledger import Ledger
-from x2l_cluster.state.ledger_sqlite import SqliteLedger
-from x2l_cluster.state.queue import Jobs
+from x2l_cluster.state.follow import ended, follow
+from x2l_cluster.state.open import State
 from x2l_cluster.types import Manifest, SourceRef, check_name, recipe_fields
 from x2l_cluster.video.evidence import FORMATS, encode_image
 
@@ -85,34 +81,32 @@ class LocalService:
 
     Args:
         engine: answers and indexes; closed with the service.
-        queue, ledger: where jobs and sessions are kept; closed with the service.
+        state: where jobs and sessions are kept; closed with the service.
         model: the name of the model, as users know it.
     """
 
     def __init__(
         self,
         engine: VideoEngine,
-        queue: JobQueue,
-        ledger: Ledger,
+        state: State,
         *,
         model: str = "reference",
         options: LocalOptions = LocalOptions(),
         owned: ExitStack | None = None,
     ) -> None:
-        self.engine, self.queue = engine, queue
+        self.engine, self.state, self.queue = engine, state, state.jobs
         self._model, self._options = model, options
         self._owned = owned or ExitStack()
-        self._sessions = Sessions(ledger)
         self._estimator = Estimator(engine)
         fetcher = Fetcher(
             Gate(options.fetch_allow), max_bytes=options.max_source_bytes, within_s=options.fetch_within_s
         )
         self.loop = AnswerLoop(engine.answerer, options.limits)
-        self._asking = Asking(LoopParts(engine, self.loop, missing=self._repair), self._sessions)
+        self._asking = Asking(LoopParts(engine, self.loop, missing=self._repair), state.sessions)
         self._runners = [
             JobRunner(
                 engine,
-                queue,
+                state.jobs,
                 name=f"indexer-{number}",
                 fetcher=fetcher,
                 roots=options.roots,
@@ -150,14 +144,10 @@ class LocalService:
     @classmethod
     def over(cls, engine: VideoEngine, *, store: str, model: str, options: LocalOptions = LocalOptions()) -> Self:
         """Over an engine whose stores were opened by this URL."""
-        place, _, path = store.rpartition("@")[2].partition(":")
         with ExitStack() as stack:
             stack.callback(engine.close)
-            ledger = SqliteLedger(Path(path).expanduser() / "state" / "jobs.sqlite" if place == "disk" else None)
-            stack.callback(ledger.close)
-            queue = Jobs(ledger)
-            stack.callback(queue.close)
-            return cls(engine, queue, ledger, model=model, options=options, owned=stack.pop_all())
+            state = stack.enter_context(State.open(store, manifests=engine.stores.state))
+            return cls(engine, state, model=model, options=options, owned=stack.pop_all())
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
@@ -202,13 +192,13 @@ class LocalService:
                 self.engine.stores.sources.delete(tenant, source)
 
     async def job(self, tenant: str, job: str, *, wait_s: float = 0.0) -> Job:
-        return await wait_for_end(self.queue, tenant, job, wait_s)
+        return await ended(self.queue, tenant, job, wait_s=wait_s)
 
     async def jobs(self, tenant: str) -> Sequence[Job]:
         return await asyncio.to_thread(self.queue.jobs, tenant)
 
     def job_events(self, tenant: str, job: str, *, after: int = 0) -> AsyncGenerator[JobEvent]:
-        return follow(self.queue, tenant, job, after)
+        return follow(self.queue, tenant, job, after=after)
 
     async def cancel(self, tenant: str, job: str) -> Job:
         return await asyncio.to_thread(self.queue.cancel, tenant, job)
@@ -302,13 +292,13 @@ class LocalService:
     async def open_session(self, tenant: str, videos: Sequence[str]) -> Session:
         for video in videos:
             await self._manifest(tenant, video)
-        return await asyncio.to_thread(self._sessions.open, tenant, videos)
+        return await asyncio.to_thread(self.state.sessions.open, tenant, videos)
 
     async def session(self, tenant: str, session: str) -> Session:
-        return await asyncio.to_thread(self._sessions.get, tenant, session)
+        return await asyncio.to_thread(self.state.sessions.session, tenant, session)
 
     async def close_session(self, tenant: str, session: str) -> None:
-        await asyncio.to_thread(self._sessions.close, tenant, session)
+        await asyncio.to_thread(self.state.sessions.forget, tenant, session)
 
     # --- the service itself -----------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Final
 
@@ -15,7 +15,7 @@ _LOOK_S: Final = 2.0
 """How often is looked without having been told: a call may be lost with a connection."""
 
 
-async def follow(queue: JobQueue, tenant: str, job: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
+async def follow(queue: JobQueue, tenant: str, job: str, *, after: int = 0) -> AsyncGenerator[JobEvent]:
     """Events behind ``after``, each once, until the job has ended and all is said. Raises UnknownJob at first."""
     async with _changes(queue, tenant, job) as changed:
         state = (await asyncio.to_thread(queue.job, tenant, job)).state
