@@ -13,14 +13,14 @@ from typing import Any, Self, TypeVar
 import uvicorn
 
 from tests.service import MemoryService
-from x2l_cluster.api import ApiSettings, create_app
+from x2l_cluster.api import ApiSettings, Authenticator, OpenAccess, create_app
 from x2l_cluster.api.serve import server_of
 from x2l_cluster.errors import Forbidden, RateLimited, Unauthenticated
 
 T = TypeVar("T")
 
 
-class Keys:
+class Keys(OpenAccess):
     """Keys of two tenants, one that is locked out and one that asks too often."""
 
     tenants: Mapping[str, str] = {"key-a": "anna", "key-b": "bert"}
@@ -106,14 +106,14 @@ class CuttingProxy:
 
 
 @contextmanager
-def serving(*, keys: bool = False, **settings: Any) -> Iterator[Server]:
+def serving(*, keys: bool = False, auth: Authenticator | None = None, **settings: Any) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         started: list[Server] = []
         up = threading.Event()
 
         async def main() -> None:
             service = MemoryService()
-            app = create_app(service, Keys() if keys else None, ApiSettings(**settings))
+            app = create_app(service, Keys() if keys else auth, ApiSettings(**settings))
             server = server_of(app)
             port = listener.getsockname()[1]
             loop = asyncio.get_running_loop()

@@ -187,6 +187,7 @@ def test_health_needs_no_key_and_tells_no_tenant() -> None:
         assert http.get("/v1/jobs").status_code == 401
         metrics = http.get("/metrics").text
         assert 'x2l_requests_total{route="/v1/jobs",status="401"}' in metrics or 'route="other",status="401"' in metrics
+        assert 'x2l_refused_total{reason="unauthenticated"}' in metrics
         server.service.readiness = Readiness(model_loaded=True, answering=False, indexing=False, degraded=("state",))
         unready = http.get("/readyz")
         assert (unready.status_code, unready.headers["retry-after"]) == (503, "1")

@@ -10,8 +10,9 @@ from fastapi.responses import Response
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 
+from x2l_cluster.api.auth import counted
 from x2l_cluster.api.bodies import AnswerBody, SearchBody, SessionBody
-from x2l_cluster.api.deps import Tenant, Work
+from x2l_cluster.api.deps import Access, Tenant, Work
 from x2l_cluster.api.problems import raises
 from x2l_cluster.api.stream import EventStream, Feed, event, unless_gone
 from x2l_cluster.api.wire import dump
@@ -35,9 +36,11 @@ router = APIRouter(prefix="/v1", tags=["questions"])
         }
     },
 )
-async def answer(body: AnswerBody, service: Work, tenant: Tenant, request: Request) -> Any:
+async def answer(body: AnswerBody, service: Work, tenant: Tenant, access: Access, request: Request) -> Any:
     """One question about one or many videos; each is answered, or fails, by itself. Leaving stops the work."""
-    feed = Feed(service.answers(tenant, body.ask()))
+    ask = body.ask()
+    await access.may_ask(tenant, len(ask.videos) or 1)
+    feed = Feed(counted(access, tenant, service.answers(tenant, ask)))
     first = await feed.kept(unless_gone(request, feed.__anext__()))
     if body.stream:
         return EventStream(request, feed, _told(feed, first))
@@ -58,9 +61,11 @@ async def _told(feed: Feed[AnswerEvent], first: AnswerEvent) -> AsyncIterator[Se
 
 
 @router.post("/search", responses=raises(InvalidQuestion, UnknownVideo, QuotaExceeded))
-async def search(body: SearchBody, service: Work, tenant: Tenant, request: Request) -> Found:
+async def search(body: SearchBody, service: Work, tenant: Tenant, access: Access, request: Request) -> Found:
     """Moments that fit, best first, in some videos or in all of yours; none of them is loaded for it."""
-    return await unless_gone(request, service.search(tenant, body.request()))
+    wanted = body.request()
+    await access.may_ask(tenant, 1)
+    return await unless_gone(request, service.search(tenant, wanted))
 
 
 @router.post("/sessions", status_code=201, responses=raises(UnknownVideo, QuotaExceeded))

@@ -19,7 +19,7 @@ def create_app(service: Service, auth: Authenticator | None = None, settings: Ap
     """An ASGI application over ``service``, which stays the caller's to close.
 
     Args:
-        auth: by default everybody is the tenant ``local``.
+        auth: keys and bounds; by default everybody is the tenant ``local``.
     """
     app = FastAPI(
         title="x2l_cluster",
@@ -29,11 +29,12 @@ def create_app(service: Service, auth: Authenticator | None = None, settings: Ap
         redoc_url=None,
     )
     app.state.service = service
+    app.state.auth = auth = auth or OpenAccess()
     app.state.settings = settings = settings or ApiSettings()
     problems.install(app)
     for router in (health.router, videos.router, jobs.router, answers.router, openai.router):
         app.include_router(router)
-    app.add_middleware(Guard, auth=auth or OpenAccess(), settings=settings)
+    app.add_middleware(Guard, auth=auth, settings=settings)
     app.add_middleware(Door)  # outermost
     schema = app.openapi
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.convertors import Convertor, register_url_convertor
 
+from x2l_cluster.api.auth import Authenticator
 from x2l_cluster.api.settings import ApiSettings
 from x2l_cluster.service.base import Service
 
@@ -31,6 +32,11 @@ def _service(request: Request) -> Service:
     return service
 
 
+def _auth(request: Request) -> Authenticator:
+    auth: Authenticator = request.app.state.auth
+    return auth
+
+
 def _settings(request: Request) -> ApiSettings:
     settings: ApiSettings = request.app.state.settings
     return settings
@@ -41,6 +47,7 @@ def _tenant(request: Request) -> str:
     return tenant
 
 
+Access = Annotated[Authenticator, Depends(_auth)]
 Work = Annotated[Service, Depends(_service)]
 Limits = Annotated[ApiSettings, Depends(_settings)]
 Tenant = Annotated[str, Depends(_tenant)]

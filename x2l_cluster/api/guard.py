@@ -13,7 +13,6 @@ from x2l_cluster.api.problems import respond
 from x2l_cluster.api.settings import ApiSettings
 from x2l_cluster.errors import BodyTooLarge, SourceTooLarge, Unauthenticated, UploadBroken, X2LError
 from x2l_cluster.messages import Problem
-from x2l_cluster.metrics import REFUSED
 
 OPEN: Final = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
 """Addresses without a key: they tell nothing of any tenant."""
@@ -36,7 +35,6 @@ class Guard:
                 scope["state"]["tenant"] = await self._auth.tenant(bearer(headers))
             bounded = self._bounded(scope, headers, receive)
         except X2LError as error:
-            REFUSED.labels(type(error).code).inc()
             await respond(scope, Problem.of(error))(scope, receive, send)
             return
         await self._app(scope, bounded, send)
@@ -46,8 +44,7 @@ class Guard:
         upload = scope["path"] == UPLOADS and is_upload(headers)
         most = self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
         too_large = (SourceTooLarge if upload else BodyTooLarge)(f"at most {most} bytes are taken; send fewer")
-        announced = headers.get("content-length", "0")
-        if int(announced if announced.isdecimal() else 0) > most:
+        if announced_bytes(headers) > most:
             raise too_large
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._settings.upload_s
@@ -75,6 +72,12 @@ def is_upload(headers: Headers) -> bool:
     """Whether the body is a file, or a form with one."""
     kind = headers.get("content-type", "").lower()
     return kind.startswith(("multipart/form-data", "application/octet-stream", "video/"))
+
+
+def announced_bytes(headers: Headers) -> int:
+    """How long the body is said to be; 0 when nothing is said."""
+    said = headers.get("content-length", "0")
+    return int(said[:20]) if said.isdecimal() else 0
 
 
 def bearer(headers: Headers) -> str | None:

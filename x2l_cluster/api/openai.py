@@ -10,8 +10,9 @@ from fastapi import APIRouter
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 
+from x2l_cluster.api.auth import counted
 from x2l_cluster.api.chat import ChatBody, Completion
-from x2l_cluster.api.deps import Tenant, Work
+from x2l_cluster.api.deps import Access, Tenant, Work
 from x2l_cluster.api.problems import openai_error, raises_openai
 from x2l_cluster.api.stream import EventStream, Feed, unless_gone
 from x2l_cluster.errors import ConnectionLost, InvalidQuestion, NotFound, QuotaExceeded, UnknownVideo
@@ -55,11 +56,12 @@ def _card(card: ModelCard) -> dict[str, Any]:
     },
     response_model=dict[str, Any],
 )
-async def chat(body: ChatBody, service: Work, tenant: Tenant, request: Request) -> Any:
+async def chat(body: ChatBody, service: Work, tenant: Tenant, access: Access, request: Request) -> Any:
     """The last message is asked about every video the conversation names; of several, the synthesis is the answer."""
     ask = body.ask()
     card = await _find(service, body.model)
-    feed = Feed(service.answers(tenant, ask))
+    await access.may_ask(tenant, len(ask.videos))
+    feed = Feed(counted(access, tenant, service.answers(tenant, ask)))
     heard = await feed.kept(unless_gone(request, _until(feed, whole=not body.stream)))
     created = heard[0] if heard else None
     if not isinstance(created, AnswerCreated):
@@ -67,7 +69,7 @@ async def chat(body: ChatBody, service: Work, tenant: Tenant, request: Request) 
         raise ConnectionLost("the answer broke off before it began; ask again")
     completion = Completion(created.id, card.id)
     wanted = created.parts[-1].id  # the synthesis, where there is one
-    if body.stream and not isinstance(heard[-1], AnswerFailed):
+    if body.stream and not any(isinstance(said, AnswerFailed) and said.part == wanted for said in heard):
         want_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _told(feed, heard, completion, wanted, want_usage)
         return EventStream(request, feed, events, failed=lambda problem: _data(openai_error(problem)))

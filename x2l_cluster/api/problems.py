@@ -33,6 +33,7 @@ from x2l_cluster.errors import (
     X2LError,
 )
 from x2l_cluster.messages import Problem
+from x2l_cluster.metrics import REFUSED
 
 log: Final = logging.getLogger(__name__)
 PROBLEM_JSON: Final = "application/problem+json"
@@ -47,6 +48,7 @@ _ALWAYS: Final = (
     Overloaded,
     StoreUnavailable,
 )
+_TURNED_AWAY: Final = (401, 403, 413, 429, 503)
 _RETRY_AFTER_S: Final = 1.0
 _BUG: Final = Problem(
     code="internal",
@@ -134,6 +136,8 @@ def problem_of(scope: Scope, error: Exception) -> Problem:
 def respond(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """A problem as a response, in the shape that clients of the address expect."""
     sent = dict(headers or {})
+    if problem.status in _TURNED_AWAY:
+        REFUSED.labels(problem.code).inc()
     if problem.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         sent["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s or _RETRY_AFTER_S)))
     if problem.status == HTTPStatus.UNAUTHORIZED:

@@ -13,8 +13,8 @@ from starlette.requests import Request
 
 from x2l_cluster.api import upload
 from x2l_cluster.api.bodies import EstimateBody, UploadFields, VideoBody
-from x2l_cluster.api.deps import Tenant, Work
-from x2l_cluster.api.guard import is_upload
+from x2l_cluster.api.deps import Access, Tenant, Work
+from x2l_cluster.api.guard import announced_bytes, is_upload
 from x2l_cluster.api.problems import raises
 from x2l_cluster.errors import (
     DecoderCrashed,
@@ -74,6 +74,7 @@ async def submit(
     response: Response,
     service: Work,
     tenant: Tenant,
+    access: Access,
     fields: Annotated[UploadFields, Query(description="of an upload that is no form")],
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, description="the same key is the same job")
@@ -83,7 +84,9 @@ async def submit(
 
     Content that is indexed already under the same recipe is no new work.
     """
-    if not is_upload(request.headers):
+    uploaded = is_upload(request.headers)
+    await access.may_index(tenant, service, announced_bytes(request.headers) if uploaded else 0)
+    if not uploaded:
         try:
             wanted = VideoBody.model_validate_json(await request.body()).request(idempotency_key)
         except ValidationError as error:
