@@ -16,6 +16,7 @@ from tests.contract.test_state_store import INFO, RECIPE, begin, seal
 from x2l_cluster.errors import BlockMissing, InvalidInput, StoreFull, StoreUnavailable
 from x2l_cluster.kv.embedded import EmbeddedValkey
 from x2l_cluster.kv.remote import RemoteKV
+from x2l_cluster.kv.store import Want
 from x2l_cluster.state.remote import RemoteState
 from x2l_cluster.types import BlockKey
 
@@ -98,6 +99,7 @@ def test_a_server_that_hangs_is_unavailable_in_time_and_back_when_it_is(own_serv
         try:
             for step in (
                 lambda: store.get(KEY),
+                lambda: store.get(KEY, want=Want(within_s=60.0)),  # a patient reader does not outwait the store
                 lambda: store.put(KEY, b"x"),
                 lambda: store.delete([KEY]),
                 lambda: store.delete_video("ada", "v1"),

@@ -205,6 +205,22 @@ def test_what_is_wrong_with_a_stripe_is_wrong_with_its_block_and_no_other(film: 
     assert film.is_sound([first, film.blocks[1], third])
 
 
+def test_of_a_block_that_failed_no_more_is_asked_for_and_the_rest_is_still_read_ahead() -> None:
+    film = Film(2)
+    film.blocks = [raw_block(seed=n, layers=24) for n in range(2)]
+    rows = [_row(n, {Kind.L: film._put(film.manifest, n, Kind.L, block)}) for n, block in enumerate(film.blocks)]
+    manifest = replace(film.manifest, chunks=tuple(rows))
+    first, second = (manifest.keys(row.blocks[Kind.L], row.index) for row in rows)
+    assert len(first) > 3 * READERS
+    film.kv.delete(first[:1])
+    with Reader(film.kv) as reader:
+        found = film.read(reader, Kind.L, manifest)
+    assert isinstance(found[0], BlockMissing)
+    assert film.is_sound([film.blocks[0], found[1]])
+    assert len(set(film.kv.asked) & set(first)) <= 1 + READERS
+    assert Counter(key for key in film.kv.asked if key in second) == Counter(second)
+
+
 @pytest.mark.parametrize("error", [StoreLate, StoreUnavailable])
 def test_a_store_that_does_not_answer_is_not_asked_again(error: type[StoreUnavailable]) -> None:
     film, down = Film(8), threading.Event()

@@ -70,11 +70,11 @@ class Reader:
         Args:
             in_time: whether all of it is under one deadline from now on; else every blob has that of its store.
         """
-        batch = Batch(self, manifest, [(row, kind) for row, kind in wanted if kind in row.blocks])
-        if in_time:
-            batch.deadline = Deadline(BASE_S, PER_MIB_S, self._clock)
-            batch.deadline.covers(sum(row.blocks[kind].size_bytes for row, kind in batch.wanted.values()))
-        return batch
+        there = [(row, kind) for row, kind in wanted if kind in row.blocks]
+        deadline = Deadline(BASE_S, PER_MIB_S, self._clock) if in_time else None
+        if deadline is not None:
+            deadline.covers(sum(row.blocks[kind].size_bytes for row, kind in there))
+        return Batch(self, manifest, there, deadline)
 
     def submit(self, kind: str, work: Callable[[], T]) -> Future[T]:
         return self._threads[Priority.of(kind) < Priority.FINE].submit(work)
@@ -100,11 +100,16 @@ class Batch:
         tier: the farthest from which a blob of the block last used came.
     """
 
-    def __init__(self, reader: Reader, manifest: Manifest, wanted: Iterable[tuple[ChunkRow, str]]) -> None:
-        self._reader, self._manifest = reader, manifest
+    def __init__(
+        self,
+        reader: Reader,
+        manifest: Manifest,
+        wanted: Iterable[tuple[ChunkRow, str]],
+        deadline: Deadline | None,
+    ) -> None:
+        self._reader, self._manifest, self._deadline = reader, manifest, deadline
         self._now: Manifest | None = None
-        self.wanted: dict[Place, tuple[ChunkRow, str]] = {(row.index, kind): (row, kind) for row, kind in wanted}
-        self.deadline: Deadline | None = None
+        self._wanted: dict[Place, tuple[ChunkRow, str]] = {(row.index, kind): (row, kind) for row, kind in wanted}
         self.tier = Tier.DEVICE
         self._away: StoreUnavailable | None = None
         self._asked: dict[BlockKey, Future[Fetched]] = {}
@@ -126,7 +131,7 @@ class Batch:
             KV_MISSES.labels(kind=kind_of(kind), reason=reason_of(error)).inc()
             raise
         finally:
-            self.wanted.pop((row.index, kind), None)
+            self._wanted.pop((row.index, kind), None)
 
     def features(self, row: ChunkRow, kind: str) -> Features:
         """What a scorer stored of a chunk. Raises as :meth:`use`."""
@@ -172,7 +177,7 @@ class Batch:
         self._uses: Counter[BlockKey] = Counter()
         self._sizes: dict[BlockKey, int] = {}
         self._ahead: set[BlockKey] = set()
-        for row, kind in self.wanted.values():
+        for row, kind in self._wanted.values():
             ref = self._ref(row, kind)
             size = ref.packed.offset + ref.size_bytes if ref.packed else -(-ref.size_bytes // ref.stripes)
             for key in self._manifest.keys(ref, row.index):
@@ -204,11 +209,11 @@ class Batch:
         future = self._asked.get(key) or self._ask(key)
         while self._order and len(self._ahead) < READERS:
             following = self._order.popleft()
-            if following not in self._asked:
+            if following not in self._asked and self._uses[following] > 0:
                 self._ahead.add(following)
                 self._ask(following)
         try:
-            found = future.result(self.deadline.left_s() if self.deadline else None)
+            found = future.result(self._deadline.left_s() if self._deadline else None)
         except TimeoutError:
             raise StoreLate(f"block {key} did not come within the time of its plan: answer coarse") from None
         self.tier = max(self.tier, found.tier, key=_FARTHER.index)
@@ -221,7 +226,7 @@ class Batch:
     def _fetch(self, key: BlockKey) -> Fetched:
         if self._away is not None:
             raise type(self._away)(f"the store did not answer for an earlier block of this batch ({self._away})")
-        within_s = min(BASE_S, self.deadline.left_s()) if self.deadline else None
+        within_s = min(BASE_S, self._deadline.left_s()) if self._deadline else None
         want = Want(size_bytes=self._sizes.get(key), priority=self._reader.priority, within_s=within_s)
         try:
             return self._reader.kv.fetch(key, want=want)

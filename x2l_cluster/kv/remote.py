@@ -106,7 +106,7 @@ class RemoteKV(SingleStore):
         self._ttl_s = ttl_s
         self._renewed: TTLCache[str, bool] = TTLCache(10_000, ttl=(ttl_s or 1) / 4)
         self._lock = Lock()
-        self._where = shown(url)
+        self._where, self._timeout_s = shown(url), timeout_s
         self.wire = WireClient(url, connections=connections, cap_bytes=cap_bytes, base_s=timeout_s, per_mib_s=per_mib_s)
         """Where blobs travel; ask it for its counts and the state of its breakers."""
         self._client: Any = connect(url, timeout_s=timeout_s)
@@ -133,7 +133,7 @@ class RemoteKV(SingleStore):
             into=into,
             size=want.size_bytes,
             priority=priority,
-            base_s=want.within_s,
+            base_s=None if want.within_s is None else min(want.within_s, self._timeout_s),
             renew_s=self._ttl_s,
         )
         if blob is None:
