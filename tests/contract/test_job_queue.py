@@ -94,6 +94,8 @@ def test_of_many_who_submit_under_one_key_all_get_one_job(maker: Maker) -> None:
 def test_work_is_plain_data_of_a_bounded_size(queue: JobQueue) -> None:
     with pytest.raises(InvalidInput, match="plain"):
         queue.submit("ada", {"path": object()})
+    with pytest.raises(InvalidInput, match="plain"):
+        queue.submit("ada", {"path": "\udcff"})
     with pytest.raises(InvalidInput, match="bytes"):
         queue.submit("ada", {"path": "x" * 100_000})
     assert queue.jobs("ada") == []
@@ -238,6 +240,15 @@ def test_a_failed_job_can_be_retried_and_says_why_it_failed(maker: Maker, clock:
     again = client.retry("ada", job.id)
     assert (again.state, again.problem) == (JobState.QUEUED, None)
     assert lease(worker).job.id == job.id
+
+
+def test_a_job_fails_whatever_its_problem_says(queue: JobQueue) -> None:
+    job = submit(queue, key="\ud800")
+    detail = "/videos/\udcff.mp4 ü " + "x" * 3_000_000
+    queue.fail(lease(queue), Problem(code="not_a_video", title="t", detail=detail, status=422))
+    problem = queue.job("ada", job.id).problem
+    assert problem is not None
+    assert problem.detail.startswith("/videos/?.mp4 ü xxx")
 
 
 def test_a_released_job_is_the_next_ones_at_once(maker: Maker) -> None:

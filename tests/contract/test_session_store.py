@@ -119,3 +119,11 @@ def test_names_that_could_leave_their_place_are_refused(maker: Maker, name: str)
     ):
         with pytest.raises(InvalidInput):
             step()
+
+
+def test_text_that_is_none_is_refused_and_nothing_has_changed(maker: Maker) -> None:
+    store = maker()
+    session = store.open("ada", ["v1"])
+    with pytest.raises(InvalidInput):
+        store.append("ada", session.id, Turn(question="\ud800", answers={}))
+    assert store.session("ada", session.id) == session

@@ -23,11 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from x2l_cluster.errors import JobAbandoned, JobConflict, LeaseLost
 from x2l_cluster.messages import Job, JobState, Problem
 from x2l_cluster.state.ledger import Group
+
+_MOST_DETAIL: Final = 4096
+"""Characters of a problem that are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,9 @@ def fail(old: Ticket, number: int, policy: Policy, now_s: float, problem: Proble
     if _ended_by(old, number, JobState.FAILED):
         return old
     _check_lease(old, number)
+    # Names of files and words of other programs: whatever is in them, the job can fail with them.
+    detail = problem.detail[:_MOST_DETAIL].encode(errors="replace").decode()
+    problem = replace(problem, detail=detail)
     if not problem.retryable or (old.strikes >= policy.most_strikes and not old.job.cancelling):
         return _end(old, policy, now_s, JobState.FAILED, problem=problem)
     if old.job.cancelling:

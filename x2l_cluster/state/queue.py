@@ -69,7 +69,7 @@ class Jobs:
         if video is not None:
             check_name("video", video)
         # The id is made of the key, so that finding out about a repetition and queueing are one step.
-        id = f"job-{blake2b(f'{tenant}/{key}'.encode(), digest_size=12).hexdigest() if key else uuid4().hex[:24]}"
+        id = f"job-{uuid4().hex[:24] if key is None else _digest(f'{tenant}/{key}')}"
         name, new = name_of(tenant, id), None
         for _ in range(_ATTEMPTS):
             if old := self._tickets.find(name):
@@ -242,6 +242,10 @@ class Jobs:
             return self._change(lease.tenant, lease.job.id, step)
         except UnknownJob as error:
             raise LeaseLost(f"job {lease.job.id} is forgotten: drop this work") from error
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def _plain(work: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -33,8 +33,11 @@ class RecordCodec(Generic[_T]):
         self._what = what
 
     def encode(self, value: _T) -> bytes:
-        """Raises InvalidInput when that makes more than a record may be."""
-        data = seal_record({"v": _VERSION, "n": os.urandom(8), "is": self._adapter.dump_python(value, mode="json")})
+        """Raises InvalidInput when that makes more than a record may be, or has text that is none."""
+        try:
+            data = seal_record({"v": _VERSION, "n": os.urandom(8), "is": self._adapter.dump_python(value, mode="json")})
+        except ValueError as error:
+            raise InvalidInput(f"a {self._what} cannot be kept: {error}") from error
         if len(data) > MAX_RECORD_BYTES:
             raise InvalidInput(f"a {self._what} of {len(data)} bytes is too large to be kept")
         return data
