@@ -12,7 +12,7 @@ import yaml
 from tests.manifests.kubectl import ROOT, render
 
 Object = dict[str, Any]
-OVERLAYS = ("dev",)
+OVERLAYS = ("dev", "gpu")
 
 
 @cache
