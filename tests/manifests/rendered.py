@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,17 +13,18 @@ import yaml
 from tests.manifests.kubectl import ROOT, render
 
 Object = dict[str, Any]
-OVERLAYS = ("dev", "gpu")
-
-
-@cache
-def text(overlay: str) -> str:
-    return render(ROOT / "k8s" / "overlays" / overlay)
+OVERLAYS = ("dev", "gpu", "ha")
 
 
 def objects(overlay: str) -> list[Object]:
     """Fresh ones, which a test may break."""
-    return list(yaml.load_all(text(overlay), Loader=yaml.CSafeLoader))
+    things: list[Object] = json.loads(_rendered(overlay))
+    return things
+
+
+@cache
+def _rendered(overlay: str) -> str:
+    return json.dumps(list(yaml.load_all(render(ROOT / "k8s" / "overlays" / overlay), Loader=yaml.CSafeLoader)))
 
 
 def title(thing: Object) -> str:
@@ -35,12 +37,8 @@ def of_kind(things: list[Object], *kinds: str) -> list[Object]:
 
 def named(things: list[Object], kind: str, name: str) -> Object:
     """The one of that name; a generated name may go on with the digest of what is in it."""
-    (found,) = (
-        thing
-        for thing in of_kind(things, kind)
-        if thing["metadata"]["name"] == name or thing["metadata"]["name"].rpartition("-")[0] == name
-    )
-    return found
+    names = {thing["metadata"]["name"]: thing for thing in of_kind(things, kind)}
+    return names.get(name) or next(thing for full, thing in names.items() if full.rpartition("-")[0] == name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,8 @@
-"""The stores as rendered: the real server takes its configuration, and every user may do what its role needs, no more."""
+"""The stores as rendered: the real server takes the configuration; every user may do what its role needs, no more."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 
 import pytest
@@ -14,73 +12,18 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from tests.manifests.rendered import OVERLAYS, named, objects, pods
-from x2l_cluster.kv.embedded import find_binary
+from tests.manifests.valkeys import client, expanded, running
+from x2l_cluster.kv.open import open_kv
+from x2l_cluster.state.open import open_state
+from x2l_cluster.types import BlockKey, Kind
 
-USERS = {"state": ("gateway", "worker", "janitor", "ray", "metrics"), "kv": ("gateway", "worker", "janitor", "metrics")}
-
-
-def lay_out(overlay: str, store: str, folder: Path) -> Path:
-    """The pod's files, its init container run; returns its configuration, with this machine's paths in it."""
-    config, passwords, run, data = (folder / name for name in ("etc", "passwords", "run", "data"))
-    for place in (config, passwords, run, data):
-        place.mkdir(parents=True)
-    things = objects(overlay)
-    for name, content in named(things, "ConfigMap", f"valkey-{store}")["data"].items():
-        for place in ("/run/valkey", "/data"):
-            content = content.replace(f" {place}", f" {run if 'run' in place else data}")
-        (config / name).write_text(content)
-    for user in USERS[store]:
-        (passwords / user).write_text(f"password-of-{user}\n")
-    pod = next(pod for pod in pods(things) if pod.component == f"valkey-{store}")
-    users = next(container for container in pod.spec["initContainers"] if container["name"] == "users")
-    places = {"/etc/valkey": config, "/run/passwords": passwords, "/run/valkey": run}
-    words = [_moved(word, places) for word in users["command"]]
-    subprocess.run(words, check=True, timeout=20)
-    return config / "valkey.conf"
-
-
-def _moved(word: str, places: dict[str, Path]) -> str:
-    for place, here in places.items():
-        if word.startswith(place):
-            return word.replace(place, str(here), 1)
-    return word
-
-
-@contextmanager
-def serving(overlay: str, store: str, folder: Path) -> Iterator[Path]:
-    """The server runs with that configuration, on a unix socket only; yields the socket."""
-    config = lay_out(overlay, store, folder)
-    log = folder / "log"
-    command = [str(find_binary()), str(config), "--port", "0", "--logfile", str(log)]
-    with subprocess.Popen(command) as server:
-        try:
-            socket = folder / "run" / "valkey.sock"
-            _wait(server, socket, log)
-            yield socket
-        finally:
-            server.terminate()
-
-
-def _wait(server: subprocess.Popen[bytes], socket: Path, log: Path) -> None:
-    for _ in range(200):
-        try:
-            if client(socket, "probe", "any").ping():
-                return
-        except (redis.ConnectionError, redis.BusyLoadingError):
-            with pytest.raises(subprocess.TimeoutExpired):  # it still runs
-                server.wait(0.05)
-    raise AssertionError(log.read_text())
-
-
-def client(socket: Path, user: str, password: str | None = None) -> redis.Redis:
-    given = f"password-of-{user}" if password is None else password
-    return redis.Redis(unix_socket_path=str(socket), username=user, password=given, retry=Retry(NoBackoff(), 0))
+ROLES = ("gateway", "prefill", "answer", "janitor")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_state_acknowledges_what_is_on_its_disk(overlay, tmp_path):
-    with serving(overlay, "state", tmp_path) as socket:
-        config = client(socket, "metrics").config_get("*")
+    with running(overlay, "state", tmp_path) as store:
+        config = client(store.socket, "metrics").config_get("*")
     assert config["appendonly"] == "yes"
     assert config["appendfsync"] == "always"
     assert config["maxmemory-policy"] == "noeviction"
@@ -88,8 +31,8 @@ def test_state_acknowledges_what_is_on_its_disk(overlay, tmp_path):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kv_never_evicts_and_writes_nothing_to_disk(overlay, tmp_path):
-    with serving(overlay, "kv", tmp_path) as socket:
-        config = client(socket, "metrics").config_get("*")
+    with running(overlay, "kv", tmp_path) as store:
+        config = client(store.socket, "metrics").config_get("*")
     assert config["appendonly"] == "no"
     assert config["save"] == ""
     assert config["maxmemory-policy"] == "noeviction"
@@ -101,14 +44,14 @@ def test_kv_never_evicts_and_writes_nothing_to_disk(overlay, tmp_path):
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory):
-    with serving("dev", "state", tmp_path_factory.mktemp("state")) as socket:
-        yield socket
+    with running("dev", "state", tmp_path_factory.mktemp("state")) as store:
+        yield store.socket
 
 
 @pytest.fixture(scope="module")
 def kv(tmp_path_factory):
-    with serving("dev", "kv", tmp_path_factory.mktemp("kv")) as socket:
-        yield socket
+    with running("dev", "kv", tmp_path_factory.mktemp("kv")) as store:
+        yield store.socket
 
 
 @pytest.mark.parametrize("store", ["state", "kv"])
@@ -116,7 +59,10 @@ def test_nobody_gets_in_without_a_password(store, request):
     socket = request.getfixturevalue(store)
     with pytest.raises(redis.AuthenticationError):
         redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)).ping()
-    for user in USERS[store]:
+    template = named(objects("dev"), "ConfigMap", f"valkey-{store}")["data"]["users.tmpl"]
+    users = [line.split()[0] for line in template.splitlines() if not line.startswith("#")]
+    assert len(users) >= 5
+    for user in users:
         with pytest.raises(redis.AuthenticationError):
             client(socket, user, "wrong").ping()
         assert client(socket, user).ping()
@@ -130,10 +76,10 @@ def test_the_service_works_on_its_keys_in_state_and_on_no_others(state, user):
     for forbidden in (
         lambda: ours.get("RAYsomething"),
         lambda: ours.config_set("appendfsync", "no"),
-        lambda: ours.flushall(),
+        ours.flushall,
         lambda: ours.keys("*"),
-        lambda: ours.acl_list(),
-        lambda: ours.shutdown(),
+        ours.acl_list,
+        ours.shutdown,
     ):
         with pytest.raises(redis.ResponseError):
             forbidden()
@@ -167,6 +113,65 @@ def test_the_janitor_deletes_blocks_and_writes_none(kv):
 def test_the_exporter_reads_figures_and_no_keys(store, request):
     metrics = client(request.getfixturevalue(store), "metrics")
     assert metrics.info()["redis_version"]
-    for forbidden in (lambda: metrics.get("x2l:x"), lambda: metrics.scan(), lambda: metrics.set("x2l:x", 1)):
+    for forbidden in (lambda: metrics.get("x2l:x"), metrics.scan, lambda: metrics.set("x2l:x", 1)):
         with pytest.raises(NoPermissionError):
             forbidden()
+
+
+def until(holds) -> None:
+    """Polls what other processes bring about."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_standby_follows_and_takes_no_writes_of_its_own(tmp_path):
+    with running("ha", "state", tmp_path) as store:
+        primary, standby = store.places
+        worker = client(primary.socket, "worker")
+        for number in range(100):
+            worker.set(f"x2l:st:{{local}}:{number}", number)
+        until(lambda: client(standby.socket, "metrics").info()["master_link_status"] == "up")
+        assert worker.execute_command("WAIT", 1, 10_000) == 1
+        follower = client(standby.socket, "worker")
+        with pytest.raises(redis.ReadOnlyError):
+            follower.set("x2l:st:{local}:0", "two primaries")
+        assert follower.get("x2l:st:{local}:99") == b"99"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_urls_of_every_role_open_the_stores(overlay, tmp_path):
+    """As the pods are told them, against the stores as they run: a state, and tiers that keep a block."""
+    with running(overlay, "state", tmp_path / "state") as state, running(overlay, "kv", tmp_path / "kv") as kv:
+        if len(kv.places) > 1:
+            until(lambda: all(is_whole(place.socket) for place in kv.places))
+        for role in ROLES:
+            urls = told(overlay, role, tmp_path)
+            with open_state(urls["X2L_STATE"].replace("@valkey-state:", f"@{state.places[0].address}:")) as opened:
+                assert opened.bind("local", f"content-of-{role}", role) == role
+            with open_kv(urls["X2L_STORE"].replace("@valkey-kv:", f"@{kv.places[0].address}:")) as tiers:
+                if role != "janitor":
+                    for chunk in range(8):  # so that every server has some
+                        tiers.put(block(role, chunk), b"blob")
+                        assert bytes(tiers.get(block(role, chunk))) == b"blob"
+                assert tiers.delete_video("local", role) == (0 if role == "janitor" else 32)
+
+
+def is_whole(socket: Path) -> bool:
+    """Whether a server of the kv cluster sees all slots served, and serves its own."""
+    seen = client(socket, "join").cluster("INFO")
+    return seen["cluster_state"] == "ok" and seen["cluster_slots_ok"] == "16384"
+
+
+def told(overlay: str, role: str, folder: Path) -> dict[str, str]:
+    """The environment of a role; folders are made here, and TLS is left out as in the servers."""
+    pod = next(pod for pod in pods(objects(overlay)) if pod.component == role)
+    plain = {"VALKEY_SCHEME": "valkey", "VALKEY_TLS": "", "ARENA_BYTES": str(16 << 20)}
+    found = expanded(pod.spec["containers"][0]["env"], plain)
+    found["X2L_STORE"] = found["X2L_STORE"].replace("/var/lib/x2l", str(folder)).replace("/dev/shm", str(folder))
+    return found
+
+
+def block(video: str, chunk: int) -> BlockKey:
+    return BlockKey(tenant="local", video=video, recipe="r", epoch=1, kind=Kind.L, chunk=chunk, stripe=0)
