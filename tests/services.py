@@ -17,12 +17,8 @@ END_S = 60.0
 
 
 def local_service(store: str = "memory:", *, lm: VideoLM | None = None, **options: object) -> LocalService:
-    return LocalService.over(
-        engine(store, lm=lm),
-        store=store,
-        model="tiny",
-        options=LocalOptions(drain_s=1.0, **options),  # type: ignore[arg-type]
-    )
+    chosen = LocalOptions(drain_s=1.0, **options)  # type: ignore[arg-type]
+    return LocalService.over(engine(store, lm=lm), store=store, model="tiny", options=chosen)
 
 
 async def pieces(data: bytes, size: int = 4096) -> AsyncIterator[bytes]:

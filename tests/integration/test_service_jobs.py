@@ -17,7 +17,7 @@ from x2l_cluster.engine import VideoEngine
 from x2l_cluster.errors import QuotaExceeded, StoreUnavailable, UnknownVideo
 from x2l_cluster.messages import AnswerCompleted, AnswerPlan, JobState
 from x2l_cluster.service import Ask, IndexRequest, SearchRequest
-from x2l_cluster.service.local import LocalService
+from x2l_cluster.service.local import LocalOptions, LocalService
 from x2l_cluster.service.runner import JobRunner
 from x2l_cluster.service.work import IndexWork
 from x2l_cluster.state.ledger_sqlite import SqliteLedger
@@ -207,6 +207,16 @@ def test_sessions_outlive_a_restart(film, tmp_path):
             assert (await service.session("me", id)).videos == ("v",)
 
     run(second(run(first())))
+
+
+def test_a_service_opens_with_a_bundled_model_and_a_store():
+    async def body() -> None:
+        with LocalService.open(store="memory:", options=LocalOptions(indexers=2, drain_s=0.0)) as service:
+            ready = await service.ready()
+            assert (ready.answering, ready.indexing, ready.degraded) == (True, True, ())
+            assert [card.id for card in await service.models()] == ["reference"]
+
+    run(body())
 
 
 def test_more_jobs_than_a_tenant_may_have_are_refused(lm, film):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -159,7 +160,7 @@ class VideoEngine:
     ) -> Manifest:
         """As :meth:`index`, of a source that is kept already and stays kept. Raises SourceMissing too."""
         made = self.lm.recipe(**recipe)
-        with self._indexing:
+        with self._indexing, counted_repair() if repair else nullcontext():
             return self._index(
                 source, made, tenant=tenant, video=video, repair=repair, progress=progress, cancel=cancel
             )

@@ -44,9 +44,8 @@ class Room:
     def needs(self, manifest: Manifest, fine: Collection[int] = (), tokens: int = 0) -> int:
         """Bytes of a question with those chunks fine and so many tokens of its own. Raises ExceedsDevice."""
         entries = sum(
-            row.blocks[kind].entries
+            row.blocks[Kind.L if row.index in fine and Kind.L in row.blocks else Kind.H].entries
             for row in manifest.chunks
-            if (kind := Kind.L if row.index in fine else Kind.H) in row.blocks
         )
         size = COPIES * (entries + tokens) * self._entry_bytes
         if size > self._total:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from x2l_cluster.errors import DeadlineExceeded, InvalidInput, X2LError
+from x2l_cluster.errors import DeadlineExceeded, InvalidInput, UnknownSession, X2LError
 from x2l_cluster.messages import AnswerCompleted, AnswerCreated, AnswerEvent, AnswerFailed, Part, Problem, Session, Turn
 from x2l_cluster.select import SCORERS
 from x2l_cluster.service.parts import Begun, FailedPart, PartAnswerer, merged
@@ -67,7 +67,12 @@ class Asking:
             await asyncio.to_thread(self._sessions.append, tenant, session.id, turn)
 
     async def _session(self, tenant: str, ask: Ask) -> Session | None:
-        return None if ask.session is None else await asyncio.to_thread(self._sessions.session, tenant, ask.session)
+        if ask.session is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._sessions.session, tenant, ask.session)
+        except InvalidInput:
+            raise UnknownSession(f"no session {ask.session!r} is here") from None
 
     async def _begin(self, tenant: str, ask: Ask, parts: Sequence[Part], session: Session | None) -> list[Begun]:
         """All parts, or none of them."""

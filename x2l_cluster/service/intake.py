@@ -1,0 +1,80 @@
+"""How requests become jobs: checked, and durable when this returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from x2l_cluster.engine import VideoEngine
+from x2l_cluster.errors import SourceMissing, X2LError
+from x2l_cluster.messages import Job
+from x2l_cluster.service.fetch import check_url
+from x2l_cluster.service.requests import IndexRequest
+from x2l_cluster.service.work import IndexWork
+from x2l_cluster.state.jobs import JobQueue
+from x2l_cluster.types import Manifest, SourceRef, recipe_fields
+
+
+class Intake:
+    """Puts work into a queue.
+
+    Args:
+        roots: folders that jobs may read files from.
+        most_jobs: of one tenant that have not ended.
+    """
+
+    def __init__(
+        self, engine: VideoEngine, queue: JobQueue, *, roots: Sequence[Path] = (), most_jobs: int | None = None
+    ) -> None:
+        self._engine, self._queue = engine, queue
+        self._roots, self._most_jobs = tuple(roots), most_jobs
+
+    def submit(self, tenant: str, request: IndexRequest) -> Job:
+        """See :meth:`Service.submit`. Raises SourceMissing too."""
+        try:
+            return self._submit(tenant, request)
+        except X2LError:
+            if request.source is not None:
+                self._forget(tenant, request.source)
+            raise
+
+    def retry(self, tenant: str, job: str) -> Job:
+        """Raises UnknownJob, JobConflict, QuotaExceeded."""
+        return self._queue.retry(tenant, job, most_active=self._most_jobs)
+
+    def repair(self, manifest: Manifest) -> None:
+        """Queues what makes again an index that has lost its coarse KVs. Once an epoch, however many ask."""
+        if manifest.source is None:
+            return
+        recipe = manifest.recipe.to_dict()
+        work = IndexWork(source=manifest.source, video=manifest.video, recipe=recipe, repair=True)
+        key = f"repair/{manifest.video}/{manifest.recipe.digest}/{manifest.epoch}"
+        with suppress(X2LError):  # who asked is told of the loss anyway
+            self._queue.submit(manifest.tenant, work.to_dict(), key=key, video=manifest.video)
+
+    def _submit(self, tenant: str, request: IndexRequest) -> Job:
+        self._engine.lm.recipe(**recipe_fields(request.recipe))
+        if request.url is not None:
+            check_url(request.url)
+        work = IndexWork.of(request, self._roots)
+        video = request.video
+        if request.source is not None:
+            if not self._engine.stores.sources.exists(tenant, request.source):
+                raise SourceMissing(f"source {request.source.id} is not kept; upload the video again")
+            video = self._engine.video_id(tenant, request.source.id, request.video)
+        return self._queue.submit(
+            tenant,
+            work.to_dict(),
+            key=request.idempotency_key,
+            priority=request.priority,
+            video=video,
+            most_active=self._most_jobs,
+        )
+
+    def _forget(self, tenant: str, source: SourceRef) -> None:
+        """A kept source that nothing can name any more. Jobs do not tell what they were given, so any might."""
+        with suppress(X2LError):
+            waiting = any(not job.state.final for job in self._queue.jobs(tenant))
+            if not waiting and not self._engine.stores.source_in_use(tenant, source.id):
+                self._engine.stores.sources.delete(tenant, source)
