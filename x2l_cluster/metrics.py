@@ -71,7 +71,6 @@ DECODE_BATCH: Final = Histogram("x2l_decode_batch", "Questions in a decode step.
 
 # --- indexing -------------------------------------------------------------------------------------------------------
 
-JOBS: Final = Gauge("x2l_jobs", "Jobs by state.", ["state"])
 JOBS_ENDED: Final = Counter("x2l_jobs_ended", "Jobs that ended; outcome is done or the code of an error.", ["outcome"])
 JOB_S: Final = Histogram(
     "x2l_job_seconds", "From taking a job to its end.", buckets=(1, 5, 15, 60, 300, 900, 3600, 14400)
@@ -128,6 +127,12 @@ KV_BREAKER: Final = LiveGauge(
 KV_PENDING_WRITES: Final = LiveGauge(
     name="x2l_kv_pending_write_bytes", help="Bytes of blobs not yet in the tier behind.", labels=("tier",), merge=sum
 )
+JOBS: Final = LiveGauge(
+    name="x2l_jobs",
+    help="Jobs by state, of the whole queue: one process of a service tells.",
+    labels=("state",),
+    merge=max,
+)
 _GAUGES: Final = (
     KV_HELD_BYTES,
     KV_BUDGET_BYTES,
@@ -137,6 +142,7 @@ _GAUGES: Final = (
     KV_WAITING,
     KV_BREAKER,
     KV_PENDING_WRITES,
+    JOBS,
 )
 
 Reading = tuple[LiveGauge, Sequence[str], float]

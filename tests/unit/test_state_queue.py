@@ -8,10 +8,12 @@ from pathlib import Path
 import msgpack
 import pytest
 import xxhash
+from prometheus_client import REGISTRY
 
 from tests.ledgers import Clock
 from x2l_cluster.errors import RecordCorrupt, StoreUnavailable
 from x2l_cluster.messages import JobState
+from x2l_cluster.metrics import LIVE
 from x2l_cluster.state.ledger import Entry, Event, Room
 from x2l_cluster.state.ledger_sqlite import SqliteLedger
 from x2l_cluster.state.moves import Policy
@@ -125,6 +127,18 @@ def test_the_next_job_is_taken_when_another_worker_was_faster(ledger: Meddled, c
     held = queue.lease("w1", ttl_s=5.0)
     assert held is not None
     assert (taken[0].job.id, held.job.id) == (first.id, second.id)
+
+
+def test_the_depth_of_a_queue_is_a_metric_for_as_long_as_it_is_open(ledger: Meddled, clock: Clock) -> None:
+    queue = Jobs(ledger, clock=clock)
+    LIVE.add(queue)
+    queue.submit("ada", {})
+    queue.submit("ada", {})
+    queue.lease("w", ttl_s=5.0)
+    assert REGISTRY.get_sample_value("x2l_jobs", {"state": "queued"}) == 1.0
+    assert REGISTRY.get_sample_value("x2l_jobs", {"state": "ready"}) == 0.0
+    queue.close()
+    assert REGISTRY.get_sample_value("x2l_jobs", {"state": "queued"}) is None
 
 
 def test_a_file_that_is_no_ledger_is_said_to_be_damaged(tmp_path: Path) -> None:

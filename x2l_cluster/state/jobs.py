@@ -10,12 +10,13 @@ The states and moves of a job are drawn in :mod:`~x2l_cluster.state.moves`; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from x2l_cluster.messages import Job, JobEvent, JobState, Problem
+from x2l_cluster.metrics import Reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,10 @@ class JobQueue(Protocol):
 
     def counts(self) -> Mapping[JobState, int]:
         """Jobs of all tenants by state: how deep the queue is."""
+        ...
+
+    def gauges(self) -> Iterable[Reading]:
+        """The same as metrics: whoever answers for the queue adds it to :data:`x2l_cluster.metrics.LIVE`, once."""
         ...
 
     # --- of workers -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ starts over.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from hashlib import blake2b
 from threading import Event as Signal
@@ -25,6 +25,7 @@ from x2l_cluster.errors import (
     UnknownJob,
 )
 from x2l_cluster.messages import Job, JobEvent, JobState, Problem
+from x2l_cluster.metrics import JOBS, Reading
 from x2l_cluster.state import moves
 from x2l_cluster.state.jobs import Lease
 from x2l_cluster.state.ledger import Ledger
@@ -115,6 +116,9 @@ class Jobs:
     def counts(self) -> Mapping[JobState, int]:
         (states,) = self._ledger.groups("state")
         return {state: states[state].size if state in states else 0 for state in JobState}
+
+    def gauges(self) -> Iterable[Reading]:
+        return [(JOBS, (state.value,), float(count)) for state, count in self.counts().items()]
 
     # --- of workers -------------------------------------------------------------------------------------------------
 
