@@ -37,10 +37,10 @@ class Keys(OpenAccess):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A running one. Its service belongs to its loop."""
+    """A running one. Its service, a MemoryService if no other was given, belongs to its loop."""
 
     url: str
-    service: MemoryService
+    service: Any
     loop: asyncio.AbstractEventLoop
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -68,7 +68,7 @@ class CuttingProxy:
     def __init__(self, server: Server, cuts: Sequence[int]) -> None:
         self._server, self._left = server, list(cuts)
         self._upstream = int(server.url.rpartition(":")[2])
-        self.connections = 0
+        self.connections = self.open = 0
 
     async def _start(self) -> str:
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -76,6 +76,7 @@ class CuttingProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open += 1
         left = self._left.pop(0) if self._left else 1 << 60
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
 
@@ -83,6 +84,7 @@ class CuttingProxy:
             while data := await reader.read(1 << 16):
                 up_writer.write(data)
                 await up_writer.drain()
+            up_writer.close()  # whoever listens behind learns that the client has left
 
         sending = asyncio.create_task(forward())
         with suppress(OSError):
@@ -93,6 +95,9 @@ class CuttingProxy:
         sending.cancel()
         for end in (writer, up_writer):
             end.close()
+            with suppress(OSError):
+                await end.wait_closed()
+        self.open -= 1
 
     def __enter__(self) -> Self:
         self.url = self._server.do(self._start())
@@ -103,21 +108,24 @@ class CuttingProxy:
             self._listener.close()
 
         self._server.do(stop())
+        self._server.until(lambda: self.open == 0)
 
 
 @contextmanager
-def serving(*, keys: bool = False, auth: Authenticator | None = None, **settings: Any) -> Iterator[Server]:
+def serving(
+    *, keys: bool = False, auth: Authenticator | None = None, service: Any = None, **settings: Any
+) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         started: list[Server] = []
         up = threading.Event()
 
         async def main() -> None:
-            service = MemoryService()
-            app = create_app(service, Keys() if keys else auth, ApiSettings(**settings))
+            behind = service or MemoryService()
+            app = create_app(behind, Keys() if keys else auth, ApiSettings(**settings))
             server = server_of(app)
             port = listener.getsockname()[1]
             loop = asyncio.get_running_loop()
-            started.append(Server(url=f"http://127.0.0.1:{port}", service=service, loop=loop))
+            started.append(Server(url=f"http://127.0.0.1:{port}", service=behind, loop=loop))
             stops.append(server)
             up.set()
             await server.serve(sockets=[listener])

@@ -15,8 +15,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from tests.engines import mosaic
 from tests.http import Keys, serving
 from tests.service import MemoryService
+from tests.services import indexed, local_service, run
 from x2l_cluster.api import create_app
 
 CHECKS = [
@@ -39,9 +41,24 @@ def url() -> Iterator[str]:
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_what_comes_back_is_written_down(case: schemathesis.Case, url: str) -> None:
     case.call_and_validate(base_url=url, checks=CHECKS, timeout=20)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with local_service() as service, serving(service=service, max_wait_s=0.01, heartbeat_s=0.05) as server:
+        film = mosaic(tmp_path_factory.mktemp("film") / "film.mp4", 4)
+        for video in ("clip", "0", "A"):
+            run(indexed(service, "local", film, video=video))
+        yield server.url
+
+
+@schema.parametrize()
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_the_real_service_does_what_is_written_down(case: schemathesis.Case, real: str) -> None:
+    case.call_and_validate(base_url=real, checks=CHECKS, timeout=60)
 
 
 def test_every_route_documents_its_problems() -> None:
