@@ -17,6 +17,7 @@ from x2l_cluster.errors import KVError
 from x2l_cluster.kv.faulty import Fault, FaultPlan, FaultyKV
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.store import KVStore
+from x2l_cluster.kv.tiered import TieredKV, ladder
 from x2l_cluster.types import Answer, Level, Manifest
 
 WRITE = Generation(max_tokens=6, ignore_stop_ids=True)
@@ -38,15 +39,16 @@ class Golden:
         self.manifest: Manifest = x2l.index(film, **SMALL)
         self.answers = [x2l.ask(self.manifest, question, generation=WRITE, **more) for question, more in ASKED]
 
-    def under(self, plan: FaultPlan) -> tuple[FaultyKV, VideoEngine]:
-        """The same video in a store of its own that fails by plan; nothing is hot."""
+    def under(self, plan: FaultPlan, *, tiers: bool = False) -> tuple[FaultyKV, VideoEngine]:
+        """The same video in a store of its own that fails by plan, below host memory if wanted; nothing is hot."""
         m, kept = self.manifest, self._x2l.stores.kv
         copy: KVStore = MemoryKV()
         for key in kept.keys(m.tenant, m.video):
             copy.put(key, kept.get(key))
         store = FaultyKV(copy, plan, sleep=lambda _: None)
         lm = self._x2l.lm
-        return store, VideoEngine(lm, replace(self._x2l.stores, kv=store), calibration=calibration(lm))
+        kv: KVStore = TieredKV(ladder([MemoryKV(), store])) if tiers else store
+        return store, VideoEngine(lm, replace(self._x2l.stores, kv=kv), calibration=calibration(lm))
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +71,9 @@ def check(answer: Answer, expected: Answer) -> str:
     return "same"
 
 
-def outcomes(golden: Golden, plan: FaultPlan) -> Counter[str]:
+def outcomes(golden: Golden, plan: FaultPlan, *, tiers: bool = False) -> Counter[str]:
     """Asks everything twice, in an order of the seed's, and judges what comes."""
-    _, x2l = golden.under(plan)
+    _, x2l = golden.under(plan, tiers=tiers)
     seen: Counter[str] = Counter()
     order = random.Random(plan.seed).sample(range(len(ASKED)), len(ASKED)) * 2
     for index in order:
@@ -83,6 +85,8 @@ def outcomes(golden: Golden, plan: FaultPlan) -> Counter[str]:
         else:
             seen[check(answer, golden.answers[index])] += 1
             assert more.get("on_missing") != "fail" or not any(item.degraded for item in answer.evidence)
+    if tiers:
+        x2l.stores.kv.close()
     assert "for good" not in seen
     return seen
 
@@ -106,15 +110,16 @@ def test_a_fault_alone_never_makes_a_silent_difference(golden: Golden, fault: Fa
         assert seen["same"]
 
 
+@pytest.mark.parametrize("tiers", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_faults_together_never_make_a_silent_difference(golden: Golden, seed: int) -> None:
-    outcomes(golden, plan_of(seed))
+def test_faults_together_never_make_a_silent_difference(golden: Golden, seed: int, tiers: bool) -> None:
+    outcomes(golden, plan_of(seed), tiers=tiers)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(6, 306))
 def test_many_mixtures_of_faults_never_make_a_silent_difference(golden: Golden, seed: int) -> None:
-    outcomes(golden, plan_of(seed))
+    outcomes(golden, plan_of(seed), tiers=bool(seed % 2))
 
 
 def test_what_is_only_late_for_a_while_is_waited_for(golden: Golden) -> None:

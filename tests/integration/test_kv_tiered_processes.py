@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import redis
 
 from tests.arena import KEY, in_shared_memory
 from tests.engines import SMALL, engine, mosaic
+from tests.integration.tiered_user import BLOBS
 from tests.tiers import KEYS, Place, block, soon
 from x2l_cluster.engine import Generation
 from x2l_cluster.errors import BlockMissing, StoreUnavailable
@@ -24,7 +26,7 @@ from x2l_cluster.kv.host import HostKV
 from x2l_cluster.kv.open import open_kv
 from x2l_cluster.kv.tiered import TieredKV, ladder
 from x2l_cluster.kv.tiered.store import Policy
-from x2l_cluster.types import Kind, Tier
+from x2l_cluster.types import BlockKey, Kind, Tier
 
 H = replace(KEY, kind="h")
 BUDGET = 32 << 20
@@ -278,3 +280,75 @@ def test_the_turns_of_a_process_do_not_live_on_in_its_children(arena: Path) -> N
             os.close(write)
             os.close(read)
             os.waitpid(child, 0)
+
+
+# --- at random ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def users(url: str, count: int, seed: int, writes: float) -> Iterator[list[subprocess.Popen[str]]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(user(url, seed + n, writes)) for n in range(count)]
+
+
+def user(url: str, seed: int, writes: float) -> AbstractContextManager[subprocess.Popen[str]]:
+    return process(
+        "import runpy; runpy.run_module('tests.integration.tiered_user', run_name='__main__')", url, seed, writes
+    )
+
+
+def places(store: TieredKV) -> dict[Tier, set[BlockKey]]:
+    return {rung.store.tier: set(rung.store.keys("ada", "v1")) for rung in store._rungs}
+
+
+def test_what_is_deleted_stays_deleted_whoever_is_reading_it(arena: Path, empty_valkey: str, tmp_path: Path) -> None:
+    url = url_of(arena, empty_valkey, tmp_path)
+    with open_kv(url) as store, users(url, 2, seed=1, writes=0.0) as readers:
+        assert isinstance(store, TieredKV)
+        for _ in range(12):
+            for key, blob in BLOBS.items():
+                store.put(key, blob)
+            for one in readers:
+                assert said(one) == "round"
+            store.delete_video("ada", "v1")
+            assert not any(places(store).values())
+        for one in readers:
+            assert said(one) == "round"
+        assert not any(places(store).values())
+
+
+def kill_and_go_on(arena: Path, valkey: str, folder: Path, seed: int) -> None:
+    """Readers and writers die at random; whoever lives sees sound blobs, and nothing is left at the end."""
+    dice, url = random.Random(seed), url_of(arena, valkey, folder)
+    with ExitStack() as stack:
+        running = [stack.enter_context(user(url, seed * 100 + n, 0.1)) for n in range(3)]
+        for turn in range(3):
+            for one in running:
+                assert said(one) == "round"
+            victim = dice.randrange(3)
+            running[victim].kill()
+            running[victim].wait()
+            running[victim] = stack.enter_context(user(url, seed * 100 + 10 + turn, 0.1))
+        for one in running:
+            assert said(one) == "round"
+            assert one.poll() is None
+            one.kill()
+            one.wait()
+    with open_kv(url) as store:
+        assert isinstance(store, TieredKV)
+        for key in store.keys("ada", "v1"):
+            assert store.get(key) == BLOBS[key]
+        store.delete_video("ada", "v1")
+        assert not any(places(store).values())
+
+
+def test_processes_see_sound_blocks_whoever_dies(arena: Path, empty_valkey: str, tmp_path: Path) -> None:
+    kill_and_go_on(arena, empty_valkey, tmp_path, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2, 32))
+def test_processes_see_sound_blocks_whoever_dies_for_long(
+    arena: Path, empty_valkey: str, tmp_path: Path, seed: int
+) -> None:
+    kill_and_go_on(arena, empty_valkey, tmp_path, seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -82,3 +84,9 @@ def test_a_state_that_cannot_be_had_leaves_the_others() -> None:
     assert value("x2l_kv_held_bytes", tier="test") == 3
     assert value("x2l_kv_breaker_state", server="nobody") is None
     assert KV_BREAKER.labels == ("server",)
+
+
+def test_every_metric_of_the_tiers_is_told_by_somebody() -> None:
+    sources = [path for path in Path(metrics.__file__).parent.rglob("*.py") if path.name != "metrics.py"]
+    told = {word for path in sources for word in re.findall(r"\bKV_[A-Z_]+", path.read_text())}
+    assert {name for name in vars(metrics) if name.startswith("KV_")} - told == set()

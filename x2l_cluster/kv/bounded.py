@@ -9,7 +9,7 @@ from threading import Lock
 from x2l_cluster.errors import StoreFull
 from x2l_cluster.kv.evictor import Evictable, Evictor
 from x2l_cluster.kv.store import ANY, Buffer, Fetched, SingleStore, Want
-from x2l_cluster.metrics import KV_BUDGET_BYTES, LIVE, Reading
+from x2l_cluster.metrics import KV_BUDGET_BYTES, KV_HELD_BYTES, LIVE, Reading
 from x2l_cluster.types import BlockKey, Tier
 
 _ATTEMPTS = 3
@@ -83,6 +83,8 @@ class BoundedKV(SingleStore):
 
     def gauges(self) -> Iterator[Reading]:
         yield KV_BUDGET_BYTES, (self.tier,), self._limits.budget_bytes
+        if self._known is not None and self.tier is not Tier.HOST:  # memory tells by itself; nobody is asked here
+            yield KV_HELD_BYTES, (self.tier,), self._known + self._written
 
     # --- how much is held -------------------------------------------------------------------------------------------
 
