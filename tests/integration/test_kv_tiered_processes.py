@@ -262,6 +262,7 @@ def test_nothing_is_brought_into_a_video_that_is_being_cleared(arena: Path) -> N
         assert theirs.node.enter("ada", "v1")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_the_turns_of_a_process_do_not_live_on_in_its_children(arena: Path) -> None:
     with HostKV(arena, budget_bytes=BUDGET) as host:
         with host.node.turn(KEY, 1) as mine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -244,6 +245,7 @@ def test_copies_over_the_cap_are_dropped_and_counted() -> None:
         before = count("writes_total", tier="host", kind="h", result="dropped")
         store.put(H, block(H))
         assert count("pending_write_bytes", tier="host") == len(block(H))
+        soon(lambda: count("pending_write_bytes", tier="remote") == 0)
         store.put(other, block(other))
         assert store.get(other) == block(other)
         tiers.open()
@@ -497,3 +499,28 @@ def test_a_closed_store_fetches_nothing() -> None:
     tiers.store.flush()
     tiers.store.put(H, block(H))  # the tiers decide; copies are not waited for any more
     assert tiers.disk.has(H)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_child_is_told_to_open_its_own() -> None:
+    """It has none of the threads that fetch."""
+    with Tiers().store as store:
+        store.put(L, block(L))
+        store.get(L)
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            told = b""
+            for call in (lambda: store.get(L), lambda: store.put(L, block(L)), lambda: store.delete([L])):
+                try:
+                    call()
+                except StoreUnavailable as error:
+                    told += b"." if "fork" in str(error) else b"?"
+            store.prefetch([L])
+            os.write(write, told)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(read, 10) == b"..."
+        os.close(read)
+        os.close(write)
+        assert store.get(L) == block(L)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from x2l_cluster.kv.measured import Measured, reason_of
 from x2l_cluster.kv.store import ANY, Buffer, Fetched, KVStore, Priority, SingleStore, Want, missing_message, room_for
 from x2l_cluster.kv.tiered.ahead import Ahead
 from x2l_cluster.kv.tiered.behind import Behind
+from x2l_cluster.kv.tiered.each import Each
 from x2l_cluster.kv.tiered.fence import Fence, Node
 from x2l_cluster.kv.tiered.flights import Flight, Flights
 from x2l_cluster.kv.tiered.heat import Heat
@@ -66,6 +68,7 @@ class TieredKV(SingleStore):
         policy: Policy | None = None,
         check: Callable[[BlockKey, memoryview], None] = check_blob,
     ) -> None:
+        self._process = os.getpid()
         self._policy = policy = policy or Policy()
         self._node, self._check = node, check
         self._rungs = tuple(replace(rung, store=Measured(rung.store)) for rung in rungs)
@@ -102,6 +105,7 @@ class TieredKV(SingleStore):
     def fetch(self, key: BlockKey, into: memoryview | None = None, *, want: Want = ANY) -> Fetched:
         """As :meth:`KVStore.fetch`. Raises StoreUnavailable, or StoreLate, rather than BlockMissing when a tier that
         might have the blob did not answer."""
+        self._own()
         way = self._way(key.kind)
         lands = self._is_kept(key, want)
         if self._fence.writes(key):  # copies may be older
@@ -119,7 +123,8 @@ class TieredKV(SingleStore):
 
     def prefetch(self, keys: Iterable[BlockKey]) -> None:
         """Fetches what is not in host memory yet, unless there is more urgent work. Not a selection."""
-        self._ahead.hint(key for key in keys if self._is_copied_near(key))
+        if self._process == os.getpid():
+            self._ahead.hint(key for key in keys if self._is_copied_near(key))
 
     def _bring(self, flight: Flight, want: Want) -> Fetched:
         """Fetches one block for everybody on this node who wants it now."""
@@ -201,6 +206,7 @@ class TieredKV(SingleStore):
 
     def put(self, key: BlockKey, blob: Buffer) -> None:
         """Home first; then copies, behind: of coarse blocks and score indexes new ones, of fine ones none."""
+        self._own()
         *copies, home = self._way(key.kind)
         tokens = [self._fence.begin(key, writes=True) for _ in copies]
         try:
@@ -217,9 +223,10 @@ class TieredKV(SingleStore):
     def delete(self, keys: Iterable[BlockKey]) -> int:
         """Deletes at home, then every copy. A tier that does not answer does not save the others; then StoreUnavailable
         is raised, and the call can be made again. Copies are not counted."""
+        self._own()
         keys = list(keys)
         freed = 0
-        with _Each() as each:
+        with Each() as each:
             for rung in self._rungs:
                 with each:
                     freed += rung.store.delete([key for key in keys if self._way(key.kind)[-1] is rung])
@@ -231,8 +238,9 @@ class TieredKV(SingleStore):
 
     def delete_video(self, tenant: str, video: str) -> int:
         """As :meth:`delete`. Waits for what other processes of the node are about to bring of the video."""
+        self._own()
         freed = 0
-        with _Each() as each, ExitStack() as stack:
+        with Each() as each, ExitStack() as stack:
             for rung in self._rungs:
                 with each:
                     freed += self._clear_home(rung, tenant, video)
@@ -268,6 +276,11 @@ class TieredKV(SingleStore):
         """Bytes in the homes; what one of them keeps copies of beside counts too."""
         return sum(rung.store.held_bytes(tenant) for rung in self._rungs if rung.home)
 
+    def _own(self) -> None:
+        """A forked child has neither the threads that fetch nor a say in what its parent's locks are."""
+        if self._process != os.getpid():
+            raise StoreUnavailable("these tiers were opened before a fork: open the store anew in the child")
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -285,24 +298,3 @@ class TieredKV(SingleStore):
                 stack.callback(behind.close)
             stack.callback(self._flights.close)
             stack.callback(self._ahead.close)
-
-
-class _Each:
-    """Goes on after a store that does not answer; the first such error is raised when all is done."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._first: StoreUnavailable | None = None
-
-    def __enter__(self) -> _Each:
-        self._depth += 1
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        self._depth -= 1
-        if isinstance(error, StoreUnavailable) and self._depth:
-            self._first = self._first or error
-            return True
-        if error is None and not self._depth and self._first is not None:
-            raise self._first
-        return False
