@@ -134,8 +134,11 @@ class DiskKV(SingleStore):
 
     @contextmanager
     def turn(self) -> Iterator[Callable[[], bool] | None]:
-        with errors_as_store(self._root), locked_within(self._scratch.folder.parent / "evict", _TURN_S) as mine:
-            yield (lambda: True) if mine else None
+        folder = self._root / ".evict"
+        with errors_as_store(self._root):
+            folder.mkdir(exist_ok=True)
+            with locked_within(folder / "lock", _TURN_S) as mine:
+                yield (lambda: True) if mine else None
 
     # --- places -----------------------------------------------------------------------------------------------------
 

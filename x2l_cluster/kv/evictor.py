@@ -82,8 +82,8 @@ class Evictor:
                 return None
             wanted = self._store.usage_bytes() + room_bytes
             surplus = wanted - self.limits.low_bytes if wanted > self.limits.high_bytes else 0
-            if full:
-                surplus = max(surplus, room_bytes + self.limits.high_bytes - self.limits.low_bytes)
+            if full:  # it has less room than was thought: a share of what it has
+                surplus = max(surplus, room_bytes + int(wanted * (self.limits.high - self.limits.low)))
             if surplus <= 0:
                 return 0
             freed = 0

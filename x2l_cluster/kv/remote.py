@@ -170,12 +170,12 @@ class RemoteKV(SingleStore):
     # --- for an evictor ---------------------------------------------------------------------------------------------
 
     def usage_bytes(self) -> int:
-        """The memory of the server, all it holds, since that is what it refuses writes for; of a cluster all of it."""
+        """The memory of the server with all it holds, without what passes through; of a cluster that of all."""
         with errors_as_store(self._where):
             if not hasattr(self._client, "PRIMARIES"):
-                return int(self._client.info("memory")["used_memory"])
+                return _held_by(self._client.info("memory"))
             told = self._client.info("memory", target_nodes=self._client.PRIMARIES)
-            return sum(int(node["used_memory"]) for node in told.values())
+            return sum(map(_held_by, told.values()))
 
     def entries(self) -> Iterable[Entry]:
         """Blobs; in passing, index entries of blobs whose time to live was over are dropped."""
@@ -254,6 +254,10 @@ class RemoteKV(SingleStore):
                 part = fields[start : start + _BATCH]
                 freed += int(self._delete(keys=[place, *(f"{place}/{field}" for field in part)], args=part))
         return freed
+
+
+def _held_by(memory: dict[str, Any]) -> int:
+    return int(memory["used_memory"]) - int(memory["mem_clients_normal"])
 
 
 def _video(tenant: str, video: str) -> str:
