@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from tests.engines import SMALL, calibration, engine, mosaic
 from tests.tiny import qwen3_vl, two_pass
 from x2l_cluster.engine import Generation, Stores, VideoEngine
-from x2l_cluster.errors import StaleEpoch, StoreFull, StoreUnavailable, UnknownVideo
+from x2l_cluster.errors import KVError, StaleEpoch, StoreFull, StoreUnavailable, UnknownVideo
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.routed import RoutedKV
 from x2l_cluster.kv.store import ANY, Buffer, Fetched, Want
@@ -72,8 +74,8 @@ def spied(lm: Any) -> Iterator[tuple[VideoEngine, Spied]]:
 
 
 def again(x2l: VideoEngine) -> VideoEngine:
-    """Another engine over the same stores, with nothing hot."""
-    return VideoEngine(x2l.lm, x2l.stores, calibration=x2l.calibration)
+    """Another engine over the same stores, which it leaves open, with nothing hot."""
+    return VideoEngine(x2l.lm, replace(x2l.stores, opened=ExitStack()), calibration=x2l.calibration)
 
 
 def at_packing(x2l: VideoEngine, kv: Spied, do: Callable[[], None]) -> None:
@@ -254,6 +256,60 @@ def test_packed_while_a_question_reads_its_coarse_blocks(spied, lm: Any, film: P
         expected = whole.ask(whole.index(film, **SMALL), QUESTION, detail="k=2", generation=WRITE)
     assert segments(manifest)
     assert [(a.text, a.degraded) for a in answers] == [(expected.text, False)]
+
+
+def ask_beside_repairs(lm: Any, film: Path, seed: int, rounds: int) -> None:
+    """Two askers with whatever manifest they have, while blobs are lost, made again, packed and moved."""
+    dice, kv = random.Random(seed), Spied()
+    with VideoEngine(lm, replace(Stores.open("memory:"), kv=kv), calibration=calibration(lm), stripe_bytes=TINY) as x2l:
+        manifests = [x2l.index(film, **SMALL)]
+        expected = x2l.ask(manifests[0], QUESTION, detail="k=2", generation=WRITE).text
+        over, wrong, outcomes = threading.Event(), [], Counter[str]()
+
+        def ask(own: random.Random) -> None:
+            while not over.is_set():
+                try:
+                    with again(x2l) as cold:
+                        answer = cold.ask(own.choice(manifests), QUESTION, detail="k=2", generation=WRITE)
+                except KVError as error:
+                    outcomes[error.code if error.retryable else "for good"] += 1
+                except BaseException as error:
+                    wrong.append(error)
+                    raise
+                else:
+                    outcomes["flagged" if answer.degraded else "same"] += 1
+                    if not answer.degraded and answer.text != expected:
+                        wrong.append(answer)
+
+        askers = [threading.Thread(target=ask, args=(random.Random(f"{seed}/{n}"),)) for n in range(2)]
+        for asker in askers:
+            asker.start()
+        try:
+            for _ in range(rounds):
+                kv.delete(dice.sample(sorted(manifests[-1].named, key=str), dice.randint(1, 3)))
+                manifests.append(x2l.index(film, repair=True, **SMALL))
+        finally:
+            over.set()
+            for asker in askers:
+                asker.join(WAIT_S)
+        assert not wrong
+        assert outcomes["same"]
+        assert not outcomes["for good"]
+        assert set(kv.keys("local", manifests[-1].video)) == manifests[-1].named
+        for manifest in manifests:  # the oldest, too: what is made again is what it was
+            with again(x2l) as cold:
+                answer = cold.ask(manifest, QUESTION, detail="k=2", generation=WRITE)
+                assert (answer.text, answer.degraded) == (expected, False)
+
+
+def test_questions_beside_losses_and_repairs_are_answered_as_ever_or_flagged(lm: Any, film: Path) -> None:
+    ask_beside_repairs(lm, film, seed=1, rounds=4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2, 22))
+def test_questions_beside_many_losses_and_repairs(lm: Any, film: Path, seed: int) -> None:
+    ask_beside_repairs(lm, film, seed, rounds=8)
 
 
 # --- dying anywhere -------------------------------------------------------------------------------------------------

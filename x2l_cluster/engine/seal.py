@@ -87,7 +87,8 @@ class Sealer:
     stripe_bytes: int = STRIPE_BYTES
 
     def seal(self, chunk: Unsealed) -> ChunkRow:
-        """A manifest names only what is fully stored. Nothing is left of a chunk that was not published.
+        """A manifest names only what is fully stored. Of a chunk that was not published, nothing is left, or what the
+        next run sweeps.
 
         Raises KVError when a store is at fault, StaleEpoch, UnknownVideo or ManifestConflict when the state refuses.
         """
@@ -106,7 +107,8 @@ class Sealer:
         revised = publish(self.kv, put, lambda: self.state.revise(*place, [row]))
         old = manifest.chunks[row.index]
         gone = {key for ref in old.blocks.values() for key in manifest.keys(ref, row.index)}
-        self.kv.delete(gone - revised.named)  # a segment stays while others lie in it
+        packed = [(ref, other.index) for other in revised.chunks for ref in other.blocks.values() if ref.packed]
+        self.kv.delete(gone.difference(*(revised.keys(ref, chunk) for ref, chunk in packed)))  # others lie in it too
         return row
 
     def _blobs(self, chunk: Unsealed) -> Iterator[tuple[BlockKey, Buffer]]:
