@@ -343,3 +343,14 @@ def test_what_jobs_do_is_counted(alone, film, whole):
     seconds = value("x2l_video_seconds_total") - before["x2l_video_seconds_total"]
     assert seconds == pytest.approx(whole.span.end_s)
     assert value("x2l_jobs_ended_total", outcome="done") == done + 1
+
+
+def test_how_deep_the_queue_is_can_be_scraped(service, film):
+    async def body() -> None:
+        job = await started(service, film, 1)
+        assert REGISTRY.get_sample_value("x2l_jobs", {"state": "running"}) == 1.0
+        service.engine.lm.go.set()
+        assert (await service.job("me", job, wait_s=END_S)).state is JobState.READY
+        assert REGISTRY.get_sample_value("x2l_jobs", {"state": "running"}) == 0.0
+
+    run(body())

@@ -25,6 +25,7 @@ from x2l_cluster.messages import (
     Session,
     Video,
 )
+from x2l_cluster.metrics import LIVE
 from x2l_cluster.models import load_model
 from x2l_cluster.service import pieces as uploads
 from x2l_cluster.service.addresses import Gate
@@ -87,6 +88,7 @@ class LocalService:
         self.engine, self.state = engine, state
         self._model, self._options = model, options
         self._queue, self._sessions = state.jobs, state.sessions
+        LIVE.add(state.jobs)
         self._catalogue = Catalogue(engine)
         self._estimator = Estimator(engine)
         self._intake = Intake(engine, state.jobs, roots=options.roots, most_jobs=options.most_jobs)
