@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import pytest
 
 from tests.engines import SMALL, engine, mosaic
+from tests.tiers import soon
 from x2l_cluster.engine import AnswerLoop, Asked, Generation, Limits, VideoEngine
 from x2l_cluster.engine.hints import Hints
+from x2l_cluster.kv.embedded import EmbeddedValkey
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.tiered import TieredKV
 from x2l_cluster.types import BlockKey, Kind, Manifest, Tier
@@ -76,6 +80,30 @@ def test_all_that_is_coarse_of_a_video_is_near_before_a_question_that_waits_is_l
         loop.submit(Asked(manifest=manifest, question=QUESTION))
         assert [near(x2l, manifest, kind) for kind in "lhx"] == [set(), every, every]
         loop.close(drain_s=0)
+
+
+def test_a_stalled_server_costs_a_question_its_detail_and_the_next_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is coarse is in host memory; what was asked for comes in when the server goes on, and is there then."""
+    monkeypatch.setattr("x2l_cluster.engine.read.BASE_S", 0.5)
+    with (
+        EmbeddedValkey() as server,
+        engine(f"tiers:memory:|{server.url}|disk:{tmp_path / 'store'}", cache_bytes=0) as x2l,
+    ):
+        manifest = x2l.index(mosaic(tmp_path / "film.mp4", seconds=12), **SMALL)
+        kv_of(x2l).flush()
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            answer = x2l.ask(manifest, QUESTION, generation=WRITE, detail="fine")
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert len(answer.evidence) == 3
+        assert {evidence.degraded for evidence in answer.evidence} == {"late"}
+        soon(lambda: 0 in near(x2l, manifest, "l"))
+        again = x2l.ask(manifest, QUESTION, generation=WRITE, detail="fine")
+        assert not again.degraded
+        assert {evidence.chunk: evidence.tier for evidence in again.evidence}[0] is Tier.HOST
 
 
 class Told(MemoryKV):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from prometheus_client import REGISTRY
 
-from tests.arena import KEY
+from tests.arena import KEY, in_shared_memory
 from x2l_cluster.errors import (
     BlockCorrupt,
     BlockMissing,
@@ -18,9 +19,11 @@ from x2l_cluster.errors import (
     StoreLate,
     StoreUnavailable,
 )
+from x2l_cluster.kv.host import HostKV
 from x2l_cluster.kv.measured import Measured, reason_of
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.store import ANY, Want
+from x2l_cluster.kv.wire import WireClient
 from x2l_cluster.metrics import LIVE, Reading
 from x2l_cluster.types import BlockKey, Tier
 
@@ -121,3 +124,32 @@ def test_a_store_tells_what_it_holds_and_may_hold() -> None:
         ("x2l_kv_budget_bytes", ("host",), 1000),
     ]
     assert store in LIVE._sources
+
+
+def test_an_arena_tells_its_leases() -> None:
+    with in_shared_memory() as path, HostKV(path, budget_bytes=1 << 20) as store:
+        store.put(KEY, bytes(10))
+        held = store.get(KEY)
+        told = {gauge.name: value for gauge, _, value in store.gauges()}
+        assert (told["x2l_kv_held_bytes"], told["x2l_kv_budget_bytes"], told["x2l_kv_leases"]) == (10, 1 << 20, 1)
+        assert told["x2l_kv_oldest_lease_seconds"] > 0
+        del held
+        assert {gauge.name: value for gauge, _, value in store.gauges()}["x2l_kv_leases"] == 0
+    with pytest.raises(StoreUnavailable):  # and is left out
+        list(store.gauges())
+
+
+def test_a_wire_tells_what_is_on_it_and_which_server_is_left_alone() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and not listening
+        with WireClient(f"redis://127.0.0.1:{taken.getsockname()[1]}") as wire:
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    wire.get("x")
+            told = {gauge.name: value for gauge, _, value in wire.gauges()}
+            assert told == {
+                "x2l_kv_in_flight_bytes": 0,
+                "x2l_kv_waiting": 0,
+                "x2l_kv_breaker_state": 2,
+            }
+    assert list(wire.gauges()) == []
