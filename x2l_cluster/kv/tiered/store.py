@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 from x2l_cluster.errors import BlockCorrupt, BlockMissing, StoreUnavailable, X2LError
-from x2l_cluster.kv.blob import check as check_blob
 from x2l_cluster.kv.measured import Measured, reason_of
 from x2l_cluster.kv.store import ANY, Buffer, Fetched, KVStore, Priority, SingleStore, Want, missing_message, room_for
 from x2l_cluster.kv.tiered.ahead import Ahead
@@ -44,6 +43,12 @@ class Policy:
     behind_bytes: int = 64 << 20
 
 
+def _whole(key: BlockKey, blob: memoryview) -> None:
+    from x2l_cluster.kv.blob import check  # needs torch, which who only deletes has not
+
+    check(key, blob)
+
+
 class TieredKV(SingleStore):
     """Reads from the fastest tier that has a blob and copies it up; writes to its home first, to copies behind.
 
@@ -66,7 +71,7 @@ class TieredKV(SingleStore):
         *,
         node: Node | None = None,
         policy: Policy | None = None,
-        check: Callable[[BlockKey, memoryview], None] = check_blob,
+        check: Callable[[BlockKey, memoryview], None] = _whole,
     ) -> None:
         self._process = os.getpid()
         self._policy = policy = policy or Policy()
