@@ -91,3 +91,11 @@ def test_a_reader_that_leaves_early_leaves_no_traceback(x2l: X2L) -> None:
 def test_what_needs_no_model_does_not_wait_for_torch(x2l: X2L, words: list[str]) -> None:
     code = f"import sys; from x2l_cluster.cli.run import run; run({words!r}); sys.exit('torch' in sys.modules)"
     subprocess.run([COMMAND[0], "-c", code], env=x2l.env, check=True, capture_output=True)
+
+
+def test_capacity_grows_with_the_hours(x2l: X2L) -> None:
+    ten = x2l.json("capacity", "--hours", "10", "--frame", "64", "64", "--chunk-s", "1")
+    twenty = x2l.json("capacity", "--hours", "20", "--fine-hours", "10", "--frame", "64", "64", "--chunk-s", "1")
+    assert twenty["disk_bytes"] == 2 * ten["disk_bytes"] > 0
+    assert twenty["kv_bytes"] == ten["kv_bytes"] > 0
+    assert ten["index_gpus"] == 1

@@ -180,6 +180,37 @@ def calibrate(
 
 
 @app.command()
+def capacity(
+    hours: Annotated[float, typer.Option(min=0.1, help="Hours of video that are kept.")],
+    fine_hours: Annotated[float | None, typer.Option(min=0, help="Of them in full detail; by default all.")] = None,
+    hot_hours: Annotated[float, typer.Option(min=0, help="Of them asked about at a time, an answer worker.")] = 1.0,
+    daily_hours: Annotated[float, typer.Option(min=0, help="Hours that are indexed a day.")] = 24.0,
+    chunk_s: Annotated[float | None, typer.Option(min=0, help="Seconds a chunk takes to be indexed.")] = None,
+    fine_chunks: Annotated[int, typer.Option(min=0, help="Fine chunks of a question.")] = 4,
+    frame: Annotated[tuple[int, int], typer.Option(metavar="WIDTH HEIGHT", help="Pixels.")] = (1280, 720),
+    model: ModelName = None,
+    as_json: AsJson = False,
+) -> None:
+    """How much memory and disk, and how many GPUs, so many hours of video need. Prefills one chunk to measure it."""
+    with opened.engine(model, "memory:", None) as engine:
+        from x2l_cluster.cli import show_capacity
+        from x2l_cluster.service.capacity import capacity as needed
+        from x2l_cluster.service.estimate import Estimator
+        from x2l_cluster.service.requests import EstimateRequest
+
+        one = Estimator(engine)(EstimateRequest(duration_s=3600.0, width=frame[0], height=frame[1]), chunk_s)
+    found = needed(
+        one,
+        hours=hours,
+        fine_hours=hours if fine_hours is None else fine_hours,
+        hot_hours=min(hot_hours, hours),
+        daily_hours=daily_hours,
+        fine_chunks=fine_chunks,
+    )
+    show_capacity.capacity(found, as_json=as_json)
+
+
+@app.command()
 def doctor(model: ModelName = None, store: Store = None, as_json: AsJson = False) -> None:
     """Check that everything is here, by doing a little of each real thing. Exit code 1 if something needed is not."""
     from x2l_cluster.cli.doctor import examine
