@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,6 +14,7 @@ from x2l_cluster.compress import Memory, compress
 from x2l_cluster.engine.assemble import Assembler, Prefix
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.kv.block import KVBlock
+from x2l_cluster.metrics import CHUNK_PREFILL_S
 from x2l_cluster.models.attend import Page, View
 from x2l_cluster.models.base import Tokens, VideoLM
 from x2l_cluster.types import Level, Recipe, Span
@@ -90,6 +92,7 @@ class Prefiller:
     def one(self, chunk: Frames) -> Prefilled:
         """The next chunk."""
         assert chunk.index == self._next, f"chunk {self._next} comes next, got {chunk.index}"
+        begun = time.perf_counter()
         tokens = self._lm.embed_chunk(chunk.frames, chunk.times_s.tolist(), self._position, self._recipe)
         raw = {level: self._pass(tokens, level) for level in self._lm.spec.passes}
         first = raw[self._lm.spec.passes[0]]
@@ -97,6 +100,7 @@ class Prefiller:
         self._remember(blocks)
         start, self._position = self._position, tokens.end
         self._next += 1
+        CHUNK_PREFILL_S.observe(time.perf_counter() - begun)
         return Prefilled(
             index=chunk.index,
             span=chunk.span,

@@ -50,18 +50,23 @@ class Asking:
         parts = [Part(id=part, video=video) for part, video in about.items()]
         running = await self._begin(tenant, ask, parts, session)
         told = _Told()
-        async with aclosing(merged(running)) as events:
+        try:
             yield AnswerCreated(id=id, parts=(*parts, Part(id=end, video=None)) if ask.synthesis else tuple(parts))
-            async for event in events:
-                told.note(event)
-                yield event
-        texts = {about[part]: text for part, text in told.texts.items()}
-        if ask.synthesis:
-            problem = next(iter(told.problems.values()), None)
-            closing = await self._closing(tenant, end, ask, texts, problem, time.monotonic() - begun_s)
-            async with aclosing(merged([closing])) as events:
+            async with aclosing(merged(running)) as events:
                 async for event in events:
+                    told.note(event)
                     yield event
+            texts = {about[part]: text for part, text in told.texts.items()}
+            if ask.synthesis:
+                problem = next(iter(told.problems.values()), None)
+                closing = await self._closing(tenant, end, ask, texts, problem, time.monotonic() - begun_s)
+                running.append(closing)
+                async with aclosing(closing.events()) as events:
+                    async for event in events:
+                        yield event
+        finally:  # whoever leaves early, even before the first part was looked at, stops them all
+            for taken in running:
+                taken.cancel()
         if session is not None and texts:
             turn = Turn(question=ask.question, answers=texts)
             await asyncio.to_thread(self._sessions.append, tenant, session.id, turn)
@@ -85,8 +90,8 @@ class Asking:
                 history = [*earlier, *ask.history]
                 begun.append(await self._parts.about(tenant, part.id, part.video, ask, history))
         except BaseException:
-            for part_begun in begun:
-                part_begun.cancel()
+            for taken in begun:
+                taken.cancel()
             raise
         return begun
 

@@ -92,8 +92,7 @@ class Estimator:
             is_last=True,
         )
         prefiller = Prefiller(lm, recipe, Prefix.of(lm, lm.prompt("?").prefix))
-        with self._engine.answerer.turns:
-            done = prefiller.one(nothing)
+        done = prefiller.one(nothing)
         return _Sample(
             tokens=done.tokens,
             entries={level: block.entries for level, block in done.blocks.items()},

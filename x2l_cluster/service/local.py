@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, ParamSpec, Self, TypeVar
 
 from x2l_cluster.engine import AnswerLoop, Limits, Stores, VideoEngine, find_calibration
 from x2l_cluster.errors import InvalidInput, UnknownSession, UnknownVideo, X2LError
@@ -41,6 +43,12 @@ from x2l_cluster.state.follow import ended, follow
 from x2l_cluster.state.open import State
 from x2l_cluster.types import SourceRef, check_name
 
+P = ParamSpec("P")
+T = TypeVar("T")
+_UPLOADS: Final = 64
+"""At a time: each holds a thread that mostly waits for its next piece."""
+_SLOW: Final = 8
+"""Frames, searches, estimates and deletions at a time; what is quick never waits for them."""
 _STOP_S: Final = 30.0
 """How long a deletion waits for a job that works on the video to stop at its next chunk."""
 
@@ -97,6 +105,8 @@ class LocalService:
         fetcher = Fetcher(
             Gate(options.fetch_allow), max_bytes=options.max_source_bytes, within_s=options.fetch_within_s
         )
+        self._uploads = ThreadPoolExecutor(_UPLOADS, thread_name_prefix="x2l-upload")
+        self._slow = ThreadPoolExecutor(_SLOW, thread_name_prefix="x2l-slow")
         self._runners = [
             JobRunner(
                 engine,
@@ -147,8 +157,14 @@ class LocalService:
 
     async def keep(self, tenant: str, pieces: AsyncIterator[bytes], *, name: str | None = None) -> SourceRef:
         check_name("tenant", tenant)
-        most = self._options.max_source_bytes
-        return await uploads.keep(self.engine.stores.sources, tenant, pieces, name=name, max_bytes=most)
+        return await uploads.keep(
+            self.engine.stores.sources,
+            tenant,
+            pieces,
+            name=name,
+            max_bytes=self._options.max_source_bytes,
+            threads=self._uploads,
+        )
 
     async def submit(self, tenant: str, request: IndexRequest) -> Job:
         return await asyncio.to_thread(self._intake.submit, tenant, request)
@@ -180,7 +196,7 @@ class LocalService:
         return await asyncio.to_thread(self._catalogue.chunks, tenant, video)
 
     async def frame(self, tenant: str, video: str, time_s: float, *, format: str = "jpeg") -> tuple[bytes, float]:
-        return await asyncio.to_thread(self._catalogue.frame, tenant, video, time_s, format)
+        return await self._slowly(self._catalogue.frame, tenant, video, time_s, format)
 
     async def delete(self, tenant: str, video: str) -> Deleted:
         """Stops the jobs about the video first: one that goes on would bring it back."""
@@ -190,16 +206,19 @@ class LocalService:
         for job in jobs:
             await self.job(tenant, job, wait_s=_STOP_S)
         try:
-            freed = await asyncio.to_thread(self._catalogue.delete, tenant, video)
+            freed = await self._slowly(self._catalogue.delete, tenant, video)
         except UnknownVideo:
             if not jobs:
                 raise
             freed = 0  # nothing was sealed yet
         return Deleted(video=video, freed_bytes=freed)
 
+    async def _slowly(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._slow, partial(work, *args, **kwargs))
+
     async def estimate(self, tenant: str, request: EstimateRequest) -> Estimate:
         paces = [runner.chunk_s for runner in self._runners if runner.chunk_s is not None]
-        return await asyncio.to_thread(self._estimator, request, min(paces, default=None))
+        return await self._slowly(self._estimator, request, min(paces, default=None))
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -207,7 +226,7 @@ class LocalService:
         return self._asking.answers(tenant, ask)
 
     async def search(self, tenant: str, request: SearchRequest) -> Found:
-        return await asyncio.to_thread(self._catalogue.search, tenant, request)
+        return await self._slowly(self._catalogue.search, tenant, request)
 
     async def open_session(self, tenant: str, videos: Sequence[str]) -> Session:
         for video in videos:
@@ -251,6 +270,8 @@ class LocalService:
         self.loop.close(self._options.drain_s)
         for thread in self._threads:
             thread.join(_STOP_S)
+        self._slow.shutdown(cancel_futures=True)
+        self._uploads.shutdown(wait=False, cancel_futures=True)  # each ends with the request it belongs to
         self.state.close()
         self.engine.close()
 

@@ -65,8 +65,12 @@ class LoopParts:
         return await self._begun(part, submit, alone=True)
 
     async def _begun(self, part: str, submit: Callable[[], Ticket], *, alone: bool = False) -> Begun:
+        submitting = asyncio.ensure_future(asyncio.to_thread(submit))
         try:
-            return _LoopPart(part, await asyncio.to_thread(submit), self._missing, alone=alone)
+            return _LoopPart(part, await asyncio.shield(submitting), self._missing, alone=alone)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_cancel)  # nobody will listen to what is being submitted
+            raise
         except Overloaded:
             raise
         except X2LError as error:
@@ -102,6 +106,11 @@ class _LoopPart:
                         if isinstance(error, KVMissing):
                             await asyncio.to_thread(self._missing, self._ticket.asked.manifest)
                         yield AnswerFailed(part=self._part, problem=Problem.of(error))
+
+
+def _cancel(submitting: asyncio.Future[Ticket]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()
 
 
 def closing_text(question: str, answers: Mapping[str, str]) -> str:

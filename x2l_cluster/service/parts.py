@@ -50,7 +50,7 @@ class FailedPart:
 
 
 async def merged(parts: Sequence[Begun]) -> AsyncGenerator[AnswerEvent]:
-    """Events of all parts as they come. Closed early, it cancels those that have not ended."""
+    """Events of all parts as they come. The parts stay the caller's to cancel."""
     news: asyncio.Queue[AnswerEvent | BaseException | None] = asyncio.Queue()
 
     async def listen(part: Begun) -> None:
@@ -74,8 +74,6 @@ async def merged(parts: Sequence[Begun]) -> AsyncGenerator[AnswerEvent]:
             else:
                 yield event
     finally:
-        for part in parts:
-            part.cancel()
         for task in listening:
             task.cancel()
         await asyncio.gather(*listening, return_exceptions=True)

@@ -132,7 +132,7 @@ class _Attempt:
         if work.path is not None:
             return sources.put(tenant, allowed(work.path, self._runner._roots))
         assert work.url is not None
-        return self._runner._fetcher.fetch(work.url, tenant, sources, stopped=self._cancel.is_set)
+        return self._runner._fetcher.fetch(work.url, tenant, sources, stopped=self._has_to_stop)
 
     def _progress(self, done: Progress) -> None:
         now = time.perf_counter()
@@ -153,10 +153,13 @@ class _Attempt:
         except KVError as error:  # the state is out of reach for now; the heartbeat finds out whether for too long
             LOG.warning("progress of job %s could not be told: %s", self._lease.job.id, error)
             return
-        if job.cancelling or self._runner._stopping.is_set():
+        if job.cancelling or self._has_to_stop():
             self._cancel.set()
         if self._lost.is_set():
             raise LeaseLost(f"the lease of job {self._lease.job.id} ran out")
+
+    def _has_to_stop(self) -> bool:
+        return self._cancel.is_set() or self._runner._stopping.is_set()
 
     @contextmanager
     def _heartbeats(self) -> Iterator[None]:
@@ -186,7 +189,7 @@ class _Attempt:
                 else:
                     due_s = time.monotonic() + pause_s
                     job = self._queue.heartbeat(self._lease)
-                if job.cancelling or self._runner._stopping.is_set():
+                if job.cancelling or self._has_to_stop():
                     self._cancel.set()
             except LeaseLost:
                 self._lost.set()
