@@ -14,7 +14,7 @@ from tests.ledgers import Clock
 from x2l_cluster.errors import RecordCorrupt, StoreUnavailable
 from x2l_cluster.messages import JobState
 from x2l_cluster.metrics import LIVE
-from x2l_cluster.state.ledger import Entry, Event, Room
+from x2l_cluster.state.ledger import Entry, Event, Group, Room
 from x2l_cluster.state.ledger_sqlite import SqliteLedger
 from x2l_cluster.state.moves import Policy
 from x2l_cluster.state.queue import Jobs
@@ -25,6 +25,12 @@ class Meddled(SqliteLedger):
 
     meanwhile = staticmethod(lambda: None)
     lost_reply = False
+    lists = True
+
+    def groups(self, *indexes: str) -> list[dict[str, Group]]:
+        if not self.lists:
+            raise StoreUnavailable("away")
+        return super().groups(*indexes)
 
     def put(
         self,
@@ -117,6 +123,13 @@ def test_moves_whose_reply_is_lost_happen_once(ledger: Meddled, clock: Clock) ->
     queue.finish(held)
     assert [e.name for e in queue.events("ada", job.id)] == ["job.queued", "job.running", "job.progress", "job.ready"]
     assert queue.job("ada", job.id).attempts == 1
+
+
+def test_a_job_is_accepted_though_old_ones_cannot_be_forgotten(ledger: Meddled, clock: Clock) -> None:
+    queue = Jobs(ledger, clock=clock)
+    ledger.lists = False
+    job = queue.submit("ada", {})
+    assert queue.job("ada", job.id) == job
 
 
 def test_the_next_job_is_taken_when_another_worker_was_faster(ledger: Meddled, clock: Clock) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from hashlib import blake2b
 from threading import Event as Signal
 from typing import Any, Final, Self
@@ -23,6 +23,7 @@ from x2l_cluster.errors import (
     LeaseLost,
     StoreUnavailable,
     UnknownJob,
+    X2LError,
 )
 from x2l_cluster.messages import Job, JobEvent, JobState, Problem
 from x2l_cluster.metrics import JOBS, Reading
@@ -89,7 +90,8 @@ class Jobs:
                 now_s=self._clock(),
             )
             if self._tickets.swap(name, None, new, most_active=most_active):
-                self._forget_oldest(tenant)
+                with suppress(X2LError):  # the job is accepted; there will be others
+                    self._forget_oldest(tenant)
                 return new.job
         raise _contended(id)
 
