@@ -127,3 +127,17 @@ def test_what_was_used_is_counted_for_whoever_used_it(server: Server, tenants: T
         anna.post("/v1/answers", json={"question": "Who?", "videos": ["clip"], "stream": True})
     assert tenants.usage("anna") == Usage(questions=2, prompt_tokens=14, answer_tokens=6, reloaded_bytes=2000)
     assert tenants.usage("bert") == Usage()
+
+
+def test_pages_of_other_sites_are_turned_away() -> None:
+    with serving(hosts=("x2l.example", "localhost")) as server, httpx.Client(base_url=server.url) as http:
+        assert http.get("/v1/videos").status_code == 200  # a bare address
+        for host in ("localhost:8421", "LOCALHOST", "x2l.example", "[::1]:80", "127.0.0.1"):
+            assert http.get("/v1/videos", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example:8421", "localhost.evil.example", "evil.example", ""):
+            assert told(http.get("/v1/videos", headers={"Host": host})) == (403, "forbidden"), host
+        upload = {"file": ("a.mp4", b"film")}
+        sent = http.post("/v1/videos", files=upload, headers={"Sec-Fetch-Site": "cross-site"})
+        assert told(sent) == (403, "forbidden")
+        assert not server.service.sources
+        assert http.get("/v1/videos", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200

@@ -72,3 +72,12 @@ def test_a_request_is_one_line_with_its_ids(server: Server, caplog: pytest.LogCa
     assert first.startswith("request id=r-1 tenant=anna method=GET route=/v1/videos/{video} status=200 ")
     assert first.endswith(" video=clip")
     assert f"id={unnamed.headers['x-request-id']} tenant=anna method=GET route=/v1/jobs status=200" in second
+
+
+def test_an_address_writes_no_line_of_its_own(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}) as http:
+        assert http.get("/v1/models/x%0Drequest id=forged").status_code == 404
+    server.until(lambda: any("/v1/models/" in r.getMessage() for r in ours(caplog)))
+    (line,) = (r.getMessage() for r in ours(caplog) if "/v1/models/" in r.getMessage())
+    assert line.endswith(" model=?")
+    assert "forged" not in line and "\r" not in line

@@ -15,6 +15,7 @@ from tests.http import CuttingProxy, Server, serving
 from x2l_cluster.client import X2L, AsyncX2L, Retry
 from x2l_cluster.errors import (
     ConnectionLost,
+    DecodeTimeout,
     Forbidden,
     InvalidInput,
     InvalidQuestion,
@@ -240,6 +241,12 @@ def test_what_asks_for_more_patience_than_there_is_is_told_at_once(server: Serve
     server.service.failing = lambda: QuotaExceeded("come back tomorrow", retry_after_s=86400.0)
     with X2L(server.url, sleep=lambda _: pytest.fail("waited")) as x2l, pytest.raises(QuotaExceeded):
         x2l.index(path="/videos/a.mp4")
+
+
+def test_a_bad_file_is_not_looked_at_again_and_again(server: Server) -> None:
+    server.service.failing = lambda: DecodeTimeout("the decoder made no progress")
+    with X2L(server.url, sleep=lambda _: pytest.fail("waited")) as x2l, pytest.raises(DecodeTimeout):
+        x2l.jobs()
 
 
 def test_the_key_opens_what_is_the_tenants(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from x2l_cluster.api.problems import problem_of, respond
 from x2l_cluster.metrics import REQUEST_S, REQUESTS
 
 log: Final = logging.getLogger(__name__)
-_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Door:
@@ -64,8 +64,13 @@ class Door:
                 status or 499,
                 seconds,
                 sent_bytes,
-                "".join(f" {name}={value}" for name, value in scope.get("path_params", {}).items()),
+                "".join(f" {name}={_plain(value)}" for name, value in scope.get("path_params", {}).items()),
             )
+
+
+def _plain(value: object) -> str:
+    """An id as it is; what is none could end the line and begin another."""
+    return str(value) if _ID.fullmatch(str(value)) else "?"
 
 
 def route_of(scope: Scope) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from x2l_cluster.api.auth import Authenticator
 from x2l_cluster.api.problems import respond
 from x2l_cluster.api.settings import ApiSettings
-from x2l_cluster.errors import BodyTooLarge, SourceTooLarge, Unauthenticated, UploadBroken, X2LError
+from x2l_cluster.errors import BodyTooLarge, Forbidden, SourceTooLarge, Unauthenticated, UploadBroken, X2LError
 from x2l_cluster.messages import Problem
 
 OPEN: Final = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
@@ -31,6 +32,7 @@ class Guard:
             return
         try:
             headers = Headers(scope=scope)
+            self._check_origin(headers)
             if scope["path"] not in OPEN:
                 scope["state"]["tenant"] = await self._auth.tenant(bearer(headers))
             bounded = self._bounded(scope, headers, receive)
@@ -38,6 +40,25 @@ class Guard:
             await respond(scope, Problem.of(error))(scope, receive, send)
             return
         await self._app(scope, bounded, send)
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Refuses what a page of somebody else's makes a browser send. Raises Forbidden.
+
+        Such a page reaches a service on a laptop, where no key is asked for: across sites, which browsers say, or under
+        a name of its own that it has made point here (DNS rebinding), which only the name tells.
+        """
+        if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
+            raise Forbidden("requests from pages of other sites are not taken")
+        if self._settings.hosts and not self._is_ours(headers.get("host", "")):
+            raise Forbidden("the service is not called by this name; see X2L_API_HOSTS")
+
+    def _is_ours(self, host: str) -> bool:
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        try:
+            ip_address(name.strip("[]"))
+        except ValueError:
+            return name.lower() in self._settings.hosts
+        return True  # nobody makes an address point elsewhere
 
     def _bounded(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         """``receive``, which raises when more comes than may, or nothing for too long."""

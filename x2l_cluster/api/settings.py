@@ -11,6 +11,9 @@ class ApiSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="X2L_API_", frozen=True, extra="ignore")
 
+    hosts: tuple[str, ...] = Field(
+        (), description="names the service is called by, besides bare addresses; by default any"
+    )
     max_body_bytes: int = Field(1 << 20, gt=0, description="of a request that is no upload")
     max_upload_bytes: int = Field(32 << 30, gt=0, description="of an uploaded video")
     body_idle_s: float = Field(30.0, gt=0, description="a request whose body stands still for so long is given up")

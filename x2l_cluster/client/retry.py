@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from x2l_cluster.client.call import Call
-from x2l_cluster.errors import ConnectionLost, X2LError
+from x2l_cluster.errors import ConnectionLost, VideoError, X2LError
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _TURNED_AWAY = (429, 503)
@@ -41,7 +41,7 @@ class Retry:
         return float(min(self.most_s, self.first_s * 2 ** (tried - 1)) * (0.5 + self.jitter() / 2))
 
     def _has_a_point(self, call: Call[Any], error: X2LError | httpx.TransportError) -> bool:
-        if isinstance(error, httpx.UnsupportedProtocol):
+        if isinstance(error, httpx.UnsupportedProtocol | VideoError):  # a file does not get better in seconds
             return False
         if isinstance(error, _NOT_SENT):
             return True
