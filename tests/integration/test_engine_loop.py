@@ -7,6 +7,7 @@ import threading
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from prometheus_client import REGISTRY
@@ -351,6 +352,41 @@ def test_all_room_is_given_back(x2l):
         for ticket in tickets[1::2]:
             ticket.result(WAIT_S)
     assert loop._room.taken_bytes == 0
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
+def test_whoever_comes_leaves_or_is_late_at_any_time_every_ticket_ends_and_answers_are_right(x2l, seed):
+    random = Random(seed)
+    wanted = [(f"v{n % 3}", QUESTIONS[n % 4], ("auto", "coarse", "fine", "k=1")[n % 4]) for n in range(12)]
+    alone = {each: x2l.ask(each[0], each[1], detail=each[2], generation=WRITE) for each in wanted}
+    clock = Clock()
+    limits = Limits(batch=5, planners=2, loaders=2, group=3, device_bytes=2 << 20)
+    asked = []
+    with AnswerLoop(x2l.answerer, limits, clock=clock) as loop:
+        for _ in range(40):
+            each = random.choice(wanted)
+            due = random.choice([None, None, 1.0])
+            asked.append((each, ask(x2l, loop, each[0], each[1], detail=each[2], deadline_s=due)))
+            what = random.random()
+            if what < 0.3:
+                random.choice(asked)[1].cancel()
+            elif what < 0.4:
+                clock.now += 2.0
+            elif what < 0.6:
+                next(asked[-1][1].follow(), None)
+        ended = 0
+        for each, ticket in asked:
+            try:
+                answer = ticket.result(WAIT_S)
+            except (Cancelled, DeadlineExceeded):
+                continue
+            ended += 1
+            if answer.finish == "deadline":
+                assert alone[each].text.startswith(answer.text)
+            else:
+                assert same(answer, alone[each])
+        assert ended > 5
+    assert loop.live == loop.waiting == loop._room.taken_bytes == 0
 
 
 # --- the end --------------------------------------------------------------------------------------------------------

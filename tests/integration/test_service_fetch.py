@@ -8,7 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.engines import files
+from tests.engines import SMALL, files, mosaic
+from tests.services import END_S, local_service, run
+from tests.tiny import qwen3_vl
 from x2l_cluster.errors import (
     Cancelled,
     EmptyVideo,
@@ -17,6 +19,8 @@ from x2l_cluster.errors import (
     SourceRefused,
     SourceTooLarge,
 )
+from x2l_cluster.messages import JobState
+from x2l_cluster.service import IndexRequest
 from x2l_cluster.service.addresses import Gate
 from x2l_cluster.service.fetch import Fetcher, check_url
 from x2l_cluster.video import FsspecSourceStore
@@ -228,3 +232,27 @@ def test_a_proxy_of_the_environment_is_not_asked(server, sources, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     assert fetch(server, sources, "/film.mp4").size_bytes == len(VIDEO)
+
+
+def test_a_url_becomes_a_video_and_what_is_none_fails_its_job(server, tmp_path):
+    film = mosaic(tmp_path / "film.mp4", 8)
+    server.replies["/film.mp4"] = body(film.read_bytes())
+    server.replies["/fake.mp4"] = body(VIDEO)
+    store = tmp_path / "store"
+
+    async def jobs() -> None:
+        with local_service(f"disk:{store}", lm=qwen3_vl(0), fetch_allow=("127.0.0.1",)) as service:
+            good, fake = [
+                await service.submit("me", IndexRequest(url=server.url(path, "127.0.0.1"), recipe=SMALL))
+                for path in ("/film.mp4?signature=s", "/fake.mp4")
+            ]
+            assert good.video is None
+            done = await service.job("me", good.id, wait_s=END_S)
+            assert done.state is JobState.READY, done.problem
+            video = await service.video("me", done.video)
+            assert (video.name, video.source_bytes) == ("film.mp4", film.stat().st_size)
+            failed = await service.job("me", fake.id, wait_s=END_S)
+            assert failed.state is JobState.FAILED and failed.problem.status == 422
+            assert len(files(store / "sources")) == 1  # what is no video is not kept
+
+    run(jobs())
