@@ -44,7 +44,8 @@ class Service(Protocol):
         Content that is indexed under the recipe already is a job that is ready at once, or very soon. When it raises, a
         kept source that nothing else names is gone again.
 
-        Raises InvalidInput, InvalidRecipe, PathRefused, SourceRefused, IdempotencyConflict, QuotaExceeded.
+        Raises InvalidInput, InvalidRecipe, PathRefused, SourceRefused, SourceMissing, IdempotencyConflict,
+        QuotaExceeded.
         """
         ...
 
@@ -115,7 +116,7 @@ class Service(Protocol):
         ...
 
     async def open_session(self, tenant: str, videos: Sequence[str]) -> Session:
-        """Raises UnknownVideo."""
+        """Raises UnknownVideo, InvalidInput, QuotaExceeded."""
         ...
 
     async def session(self, tenant: str, session: str) -> Session:
