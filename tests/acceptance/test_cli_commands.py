@@ -49,6 +49,29 @@ def test_index_ask_explain_list_delete(x2l: X2L, clip: Path, tmp_path: Path) -> 
     assert files(tmp_path / "store") == []
 
 
+def test_a_video_decays_and_is_refreshed(x2l: X2L, clip: Path, tmp_path: Path) -> None:
+    x2l("index", str(clip), "--id", "clip")
+    fine = x2l.json("ask", "clip", "Is it red?", "--detail", "k=2", "--max-tokens", "8")
+    stored = len(files(tmp_path / "store"))
+    decayed = x2l.json("decay", "clip")
+    assert decayed["video"] == "clip" and decayed["freed_bytes"] > 0
+    assert len(files(tmp_path / "store")) == stored - 8
+    answer = x2l.json("ask", "clip", "Is it red?", "--detail", "k=2", "--max-tokens", "8")
+    assert answer["evidence"] == [] and not answer["degraded"] and "not kept" in answer["plan"]["note"]
+    out, _ = x2l("refresh", "clip")
+    assert out.startswith("clip  8 chunks, 00:30, fine ")
+    again = x2l.json("ask", "clip", "Is it red?", "--detail", "k=2", "--max-tokens", "8")
+    assert again["text"] == fine["text"] and again["plan"] == fine["plan"]
+
+
+def test_faults_come_by_url_and_are_told(x2l: X2L, clip: Path, tmp_path: Path) -> None:
+    x2l("index", str(clip), "--id", "clip")
+    broken = f"faulty:flip=1,kinds=l@disk:{tmp_path / 'store'}"
+    answer = x2l.json("ask", "clip", "Is it red?", "--detail", "k=2", "--max-tokens", "8", "--store", broken)
+    assert answer["degraded"] and {e["degraded"] for e in answer["evidence"]} == {"corrupt"}
+    assert not x2l.json("ask", "clip", "Is it red?", "--detail", "k=2", "--max-tokens", "8")["degraded"]
+
+
 def test_a_file_that_is_no_video(x2l: X2L, tmp_path: Path) -> None:
     out, err = x2l("index", "pyproject.toml", "--json", code=3)
     assert json.loads(out)["error"]["code"] == "not_a_video"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from x2l_cluster.bench.exam import Job, run_video
 from x2l_cluster.bench.needles import POLICIES, SCORERS, run_needles
 from x2l_cluster.errors import InvalidInput
 from x2l_cluster.needles import KINDS
@@ -42,3 +43,21 @@ def test_the_model_reads_codes_in_full_detail_and_not_in_the_gist(result):
 def test_videos_that_cannot_hold_the_questions_are_said_so():
     with pytest.raises(InvalidInput, match="questions"):
         run_needles("reference", chunks=1, questions=10**6, deep=1)
+
+
+def test_with_every_fine_block_dropped_on_purpose_the_service_answers_from_the_gist():
+    job = Job(
+        model="reference",
+        seed=50,
+        chunks=3,
+        policies=("all_fine", "all_coarse"),
+        scorers=(),
+        device="cpu",
+        dtype=None,
+        threads=1,
+        store="faulty:drop=1,kinds=l@memory:",
+    )
+    right = run_video(job).right
+    assert right["all_fine"] == right["all_coarse"]
+    with pytest.raises(InvalidInput, match="melt"):
+        run_needles("reference", chunks=3, questions=1, deep=1, faults="melt=1")

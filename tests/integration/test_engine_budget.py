@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.arena import KEY
+from tests.arena import KEY, in_shared_memory
 from tests.engines import SMALL, engine, files, mosaic
 from tests.tiny import qwen3_vl
 from x2l_cluster.engine import Generation, Stores, VideoEngine
@@ -142,3 +142,26 @@ def test_a_server_that_cannot_be_relieved_stops_indexing_and_nothing_is_half_vis
             manifest = x2l.index(tmp_path / f"{len(x2l.videos()) - 1}.mp4", repair=True, **RECIPE)
             assert not x2l.ask(manifest, QUESTION, generation=WRITE).degraded
             assert set(store.keys("local", manifest.video)) == manifest.named
+
+
+def test_deleting_videos_leaves_nothing_in_any_tier(tmp_path: Path) -> None:
+    """Host memory, a bounded server whose blobs have a time to live, a bounded disk, as one store."""
+    with (
+        in_shared_memory() as arena,
+        EmbeddedValkey() as valkey,
+        redis.Redis.from_url(valkey.url) as raw,
+        engine(
+            f"tiers:host:{arena}?budget={8 << 20}|bounded:budget={64 << 20},ttl=600@{valkey.url}"
+            f"|bounded:budget={64 << 20}@disk:{tmp_path / 'disk'}"
+        ) as x2l,
+    ):
+        names = [x2l.index(video(tmp_path, number), **RECIPE).video for number in range(3)]
+        for name in names:
+            x2l.ask(name, QUESTION, detail="fine", generation=WRITE)
+        x2l.decay(names[0])
+        assert raw.keys()
+        for name in names:
+            assert x2l.delete(name) > 0
+        assert x2l.stores.kv.held_bytes() == 0
+        assert raw.keys() == []
+        assert files(tmp_path / "disk") == []

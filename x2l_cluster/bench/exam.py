@@ -72,6 +72,7 @@ class Job:
     device: str | None
     dtype: str | None
     threads: int
+    store: str = "memory:"
 
 
 def run_video(job: Job) -> Video:
@@ -100,7 +101,7 @@ def run_video(job: Job) -> Video:
 
 def _engine(job: Job) -> VideoEngine:
     lm = _model(job.model, job.device, job.dtype)
-    return VideoEngine(lm, Stores.open("memory:"), calibration=find_calibration(job.model, lm))
+    return VideoEngine(lm, Stores.open(job.store), calibration=find_calibration(job.model, lm))
 
 
 @lru_cache(maxsize=1)

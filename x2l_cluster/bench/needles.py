@@ -26,6 +26,7 @@ import torch
 from x2l_cluster.bench.exam import Job, Video, make_exam, run_video
 from x2l_cluster.bench.statistics import paired
 from x2l_cluster.errors import InvalidInput
+from x2l_cluster.kv.faulty import FaultPlan
 from x2l_cluster.models import load_model
 from x2l_cluster.needles import KINDS
 from x2l_cluster.types import Recipe
@@ -44,6 +45,7 @@ def run_needles(
     questions: int,
     deep: int,
     seed: int = 0,
+    faults: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -53,7 +55,10 @@ def run_needles(
     Args:
         questions: how many of each kind most policies are asked, at least; ``deep``: ``full`` and ``x2l_auto``.
         seed: first evaluation seed.
+        faults: what goes wrong with stored blocks, as :meth:`~x2l_cluster.kv.faulty.FaultPlan.parse` takes it.
     """
+    if faults is not None:
+        FaultPlan.parse(faults)  # before anything is rendered
     recipe = load_model(model, device="cpu").recipe()
     on_cpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cpu"
     workers = max(1, min(4, (os.cpu_count() or 1))) if on_cpu else 1
@@ -68,6 +73,7 @@ def run_needles(
             device=device,
             dtype=dtype,
             threads=1 if workers > 1 else torch.get_num_threads(),
+            store="memory:" if faults is None else f"faulty:{faults}@memory:",
         )
         for number in range(many)
     ]

@@ -145,6 +145,33 @@ def delete(video: VideoId, store: Store = None, fine_store: FineStore = None, as
 
 
 @app.command()
+def decay(video: VideoId, store: Store = None, fine_store: FineStore = None, as_json: AsJson = False) -> None:
+    """Let go of a video's fine detail. It is answered from its coarse gist until `x2l refresh` makes it again."""
+    with opened.stores(store, fine_store) as stores:
+        before = stores.state.manifest(LOCAL_TENANT, video)
+        stores.decay(before)
+    show.decayed(before, as_json=as_json)
+
+
+@app.command()
+def refresh(
+    video: VideoId,
+    model: ModelName = None,
+    store: Store = None,
+    fine_store: FineStore = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make again, from its kept file, what the stores have lost or let go of a video."""
+    with (
+        opened.engine(model, store, fine_store, video=video) as engine,
+        opened.interruptible() as cancel,
+        progress.chunks(show.err, video) as report,
+    ):
+        manifest = engine.refresh(video, progress=report, cancel=cancel)
+    show.indexed(manifest, as_json=as_json)
+
+
+@app.command()
 def calibrate(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Bundled name, folder, or owner/name (X2L_MODEL).")
@@ -249,6 +276,10 @@ def bench_needles(
     questions: Annotated[int, typer.Option(min=1, help="Questions of a kind for most policies.")] = 500,
     deep: Annotated[int, typer.Option(min=1, help="Questions of a kind for `full` and `x2l_auto`.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="First evaluation seed.")] = 0,
+    faults: Annotated[
+        str | None,
+        typer.Option(metavar="PLAN", help="What goes wrong with stored blocks on purpose: seed=7,flip=0.05,kinds=l."),
+    ] = None,
     model: ModelName = None,
     as_json: AsJson = False,
 ) -> None:
@@ -263,6 +294,7 @@ def bench_needles(
             questions=questions,
             deep=deep,
             seed=seed,
+            faults=faults,
             device=wanted.device,
             dtype=wanted.dtype,
             progress=report,

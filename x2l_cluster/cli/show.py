@@ -111,6 +111,14 @@ def deleted(video: str, freed: int, *, as_json: bool) -> None:
         line(f"deleted {video}, {size(freed)} freed")
 
 
+def decayed(before: Manifest, *, as_json: bool) -> None:
+    freed = before.size_bytes(Kind.L)
+    if as_json:
+        emit({"video": before.video, "freed_bytes": freed})
+    else:
+        line(f"{before.video} is coarse now, {size(freed)} of fine detail let go; x2l refresh makes it again")
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
 
 

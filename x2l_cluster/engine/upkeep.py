@@ -36,7 +36,7 @@ def let_go(manifest: Manifest) -> str | None:
     if not lacking:
         return None
     of_what = "this video" if lacking == len(manifest.chunks) else f"{lacking} of {len(manifest.chunks)} chunks"
-    return f"fine detail of {of_what} is not kept any more; refresh the video to have it (`x2l index FILE --repair`)"
+    return f"fine detail of {of_what} is not kept any more; `x2l refresh` makes it again"
 
 
 def orphaned(state: StateStore) -> Callable[[str, str], bool]:

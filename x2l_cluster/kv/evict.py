@@ -36,8 +36,8 @@ class Limits:
         high, low: shares of the budget: above the one eviction begins, at the other it ends.
         quota_bytes: what a tenant may hold before others' writes can push its blocks out; 0 protects nobody.
         quotas: the same for tenants by name.
-        coarse_too: when no L is left to evict, score indexes and H go too. Their videos must then be repaired before
-            they can be asked about.
+        coarse_too: when no L is left to evict, score indexes and H go too. Right for a tier that only keeps copies of
+            them; where it is their home, their videos must then be repaired before they can be asked about.
     """
 
     budget_bytes: int
