@@ -85,6 +85,9 @@ class MemoryService:
         self.held = asyncio.Event()
         self.held.set()
         """While it is not set, answers stand still before their last word."""
+        self.reading = asyncio.Event()
+        self.reading.set()
+        """While it is not set, uploads are not read."""
         self.stopped: list[str] = []
         """Answers and event streams that were closed before their end."""
         self.numbers = itertools.count(1)
@@ -131,6 +134,7 @@ class MemoryService:
     async def keep(self, tenant: str, pieces: AsyncIterator[bytes], *, name: str | None = None) -> SourceRef:
         digest, size = hashlib.sha256(), 0
         async for piece in pieces:
+            await self.reading.wait()
             digest.update(piece)
             size += len(piece)
         if not size:
