@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -26,6 +28,9 @@ class Settings(BaseSettings):
     )
     prefill_min: int = Field(0, ge=0, description="prefill workers that are kept even when nothing waits")
     prefill_max: int = Field(4, ge=1, description="prefill workers at most; how many there are follows the queue")
+    api_keys: Literal["open", "required"] = Field(
+        "open", description="whether whoever asks over HTTP must show a key; open: everybody is the tenant local"
+    )
     device: str | None = Field(None, description="cpu, cuda, cuda:1 …; by default a GPU if there is one")
     dtype: str | None = Field(None, description="bfloat16, float16 or float32; by default what suits the device")
     cache_bytes: int = Field(2 << 30, ge=0, description="bytes of assembled KV pages kept hot in the process")

@@ -33,7 +33,7 @@ def test_every_secret_of_a_pod_is_named(overlay):
 
 
 def test_settings_that_are_named_exist():
-    known = {f"X2L_{name}".upper() for name in Settings.model_fields} | {"X2L_URL"}
+    known = {f"X2L_{name}".upper() for name in Settings.model_fields} | {"X2L_URL", "X2L_API_KEY"}
     assert set(re.findall(r"\bX2L_[A-Z_]+", README)) <= known
 
 

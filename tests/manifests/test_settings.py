@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.manifests.rendered import OVERLAYS, Object, Pod, named, objects, pods
+from x2l_cluster.api.settings import ApiSettings
 from x2l_cluster.settings import Settings
 
 KNOWN = {f"X2L_{name}".upper() for name in Settings.model_fields}
+KNOWN |= {f"X2L_API_{name}".upper() for name in ApiSettings.model_fields}
 NEEDED = {f"X2L_{name}".upper() for name, field in Settings.model_fields.items() if field.is_required()}
 SHARED = {"X2L_MODEL", "X2L_STORE", "X2L_STATE", "X2L_SOURCES"}
 """Whatever works on jobs or questions must be told: by default each would keep its own."""
@@ -51,3 +53,8 @@ def test_prefill_workers_have_nodes_to_run_on(overlay):
     assert prefill.group is not None
     assert int(settings["X2L_PREFILL_MAX"]) == prefill.group["maxReplicas"]
     assert int(settings["X2L_PREFILL_MIN"]) == prefill.group["minReplicas"]
+
+
+@pytest.mark.parametrize("overlay", [overlay for overlay in OVERLAYS if overlay != "dev"])
+def test_a_fleet_asks_for_keys(overlay):
+    assert named(objects(overlay), "ConfigMap", "x2l-settings")["data"]["X2L_API_KEYS"] == "required"
