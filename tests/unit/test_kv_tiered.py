@@ -456,6 +456,7 @@ def test_hints_are_bounded_and_end_with_the_store(tiers: Tiers) -> None:
         soon(lambda: tiers.store._ahead._is_closed)
         tiers.open()
         closing.result()
+    tiers.store.flush()
     assert sum(tiers.remote.got.values()) <= 2
 
 

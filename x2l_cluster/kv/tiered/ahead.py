@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from threading import Lock
 
@@ -36,11 +36,12 @@ class Ahead:
                     self._waiting[key] = self._pool.submit(self._follow, key)
 
     def flush(self) -> None:
-        """Returns when the hints given by now were followed."""
+        """Returns when the hints given by now were followed, or dropped by closing."""
         with self._lock:
             waiting = list(self._waiting.values())
         for hint in waiting:
-            hint.result()
+            with suppress(CancelledError):
+                hint.result()
 
     def close(self) -> None:
         """Drops what has not begun, and waits for what has."""
