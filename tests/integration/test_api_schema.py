@@ -68,5 +68,5 @@ def test_every_route_documents_its_problems() -> None:
             if path.startswith("/v1/"):
                 assert statuses >= {"401", "403", "413", "429", "503"}
                 assert "422" in statuses or path.startswith(("/v1/chat", "/v1/models"))
-            assert "500" not in statuses
+            assert "internal" not in str(operation["responses"])  # a bug is nothing to rely on
             assert operation["description"]

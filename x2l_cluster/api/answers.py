@@ -16,7 +16,7 @@ from x2l_cluster.api.deps import Access, Tenant, Work
 from x2l_cluster.api.problems import raises
 from x2l_cluster.api.stream import EventStream, Feed, event, unless_gone
 from x2l_cluster.api.wire import dump
-from x2l_cluster.errors import InvalidQuestion, QuotaExceeded, UnknownSession, UnknownVideo
+from x2l_cluster.errors import InvalidQuestion, ModelMismatch, QuotaExceeded, UnknownSession, UnknownVideo
 from x2l_cluster.messages import AnswerEvent, Answers, Found, Session
 from x2l_cluster.metrics import STREAMS
 
@@ -60,7 +60,7 @@ async def _told(feed: Feed[AnswerEvent], first: AnswerEvent) -> AsyncIterator[Se
             yield event(said.name, said)
 
 
-@router.post("/search", responses=raises(InvalidQuestion, UnknownVideo, QuotaExceeded))
+@router.post("/search", responses=raises(InvalidQuestion, UnknownVideo, ModelMismatch, QuotaExceeded))
 async def search(body: SearchBody, service: Work, tenant: Tenant, access: Access, request: Request) -> Found:
     """Moments that fit, best first, in some videos or in all of yours; none of them is loaded for it."""
     wanted = body.request()

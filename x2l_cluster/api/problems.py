@@ -23,10 +23,13 @@ from x2l_cluster.errors import (
     BodyTooLarge,
     Forbidden,
     InvalidInput,
+    ManifestCorrupt,
     MethodNotAllowed,
     NotFound,
     Overloaded,
     RateLimited,
+    RecordCorrupt,
+    StoreFull,
     StoreUnavailable,
     Unauthenticated,
     UploadBroken,
@@ -47,6 +50,9 @@ _ALWAYS: Final = (
     RateLimited,
     Overloaded,
     StoreUnavailable,
+    StoreFull,
+    ManifestCorrupt,
+    RecordCorrupt,
 )
 _TURNED_AWAY: Final = (401, 403, 413, 429, 503)
 _RETRY_AFTER_S: Final = 1.0

@@ -53,7 +53,7 @@ def _form() -> dict[str, Any]:
         SourceRefused,
         SourceTooLarge,
         EmptyVideo,
-        UnknownVideo,
+        SourceMissing,
         IdempotencyConflict,
         QuotaExceeded,
     )
