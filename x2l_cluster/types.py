@@ -21,6 +21,8 @@ LAYOUT_VERSION = 2
 """Changes whenever stored bytes change their meaning; part of every recipe digest."""
 
 LOCAL_TENANT = "local"
+MAX_CHUNK_PIXELS = 1 << 28
+"""More than 100 frames of 1080p; a worker that is asked for more than it has memory for would die of it."""
 
 
 # --- levels, tiers, kinds -------------------------------------------------------------------------------------------
@@ -260,6 +262,11 @@ class Recipe:
             raise InvalidRecipe(f"chunk_frames must be at least 1, got {self.chunk_frames}")
         if (self.height == 0) != (self.width == 0) or min(self.height, self.width) < 0:
             raise InvalidRecipe(f"give both height and width, or neither; got {self.height}x{self.width}")
+        pixels = self.chunk_frames * (self.height * self.width or self.max_pixels)
+        if pixels > MAX_CHUNK_PIXELS:
+            raise InvalidRecipe(
+                f"a chunk would have {pixels} pixels and may have {MAX_CHUNK_PIXELS}: take fewer, or smaller frames"
+            )
         if self.memory_entries is not None and self.memory_entries < 1:
             raise InvalidRecipe(f"memory_entries must be at least 1 or None, got {self.memory_entries}")
         if self.fine.anchors is not Anchors.KEEP:

@@ -15,7 +15,7 @@ from tests.http import CuttingProxy, Server, serving
 from tests.integration.test_api_tenants import ANNA, BERT, requests
 from tests.services import local_service
 from x2l_cluster.client import X2L
-from x2l_cluster.errors import UnknownVideo
+from x2l_cluster.errors import InvalidRecipe, UnknownVideo
 from x2l_cluster.messages import AnswerCompleted, AnswerCreated, AnswerDelta, AnswerPlan, JobState
 from x2l_cluster.service.local import LocalService
 
@@ -137,3 +137,13 @@ def test_another_tenants_ids_are_as_unknown_as_any(server: Server, anna: X2L, cl
     assert anna.video(clip).chunks == len(anna.chunks(clip))
     assert anna.job(job.id).state is JobState.READY
     assert anna.session(session.id) == session
+
+
+def test_an_estimate_of_giant_frames_costs_no_more_than_is_seen_of_them(anna: X2L) -> None:
+    recipe = {"max_pixels": 32 * 32, "chunk_frames": 4}
+    giant = anna.estimate(60.0, width=16384, height=16384, recipe=recipe)
+    assert giant == anna.estimate(60.0, width=64, height=64, recipe=recipe)
+    with pytest.raises(InvalidRecipe, match="pixels"):
+        anna.estimate(60.0, recipe={"chunk_frames": 1 << 30})
+    with pytest.raises(InvalidRecipe, match="pixels"):
+        anna.index(url="https://example.org/a.mp4", recipe={"height": 1 << 15, "width": 1 << 15})

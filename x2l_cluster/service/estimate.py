@@ -74,6 +74,7 @@ class Estimator:
         )
 
     def _sample(self, recipe: Recipe, width: int, height: int) -> _Sample:
+        width, height = _no_larger_than_seen(recipe, width, height)
         key = (recipe.digest, width, height)
         with self._lock:  # one at a time: the device has other work
             if key not in self._known:
@@ -98,6 +99,14 @@ class Estimator:
             entries={level: block.entries for level, block in done.blocks.items()},
             stored_bytes=self._engine.stored_bytes(done, recipe),
         )
+
+
+def _no_larger_than_seen(recipe: Recipe, width: int, height: int) -> tuple[int, int]:
+    """A frame of the same shape that the model sees no less of: what is thrown away need not fit into memory."""
+    if recipe.height:
+        return recipe.width, recipe.height
+    shrink = min(1.0, math.sqrt(4 * recipe.max_pixels / (width * height)))
+    return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
 def _frames(recipe: Recipe, duration_s: float) -> int:
