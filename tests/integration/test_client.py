@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import aclosing, closing
 from dataclasses import replace
@@ -277,3 +279,11 @@ def test_what_cannot_be_sent_is_told_before_it_is(x2l: X2L, tmp_path: Path) -> N
 def test_nobody_there_is_connection_lost() -> None:
     with client("http://127.0.0.1:1") as x2l, pytest.raises(ConnectionLost, match="did not answer"):
         x2l.videos()
+
+
+def test_a_client_is_light() -> None:
+    heavy = "torch numpy transformers fastapi redis ray".split()
+    code = f"import sys, x2l_cluster.client; sys.exit(' '.join(m for m in {heavy} if m in sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip() == ""
+    )
