@@ -12,8 +12,11 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from tests.manifests.rendered import OVERLAYS, named, objects, pods
-from tests.manifests.valkeys import client, expanded, running
-from x2l_cluster.kv.open import open_kv
+from tests.manifests.valkeys import Store, client, expanded, running
+from x2l_cluster.kv.evict import Limits
+from x2l_cluster.kv.evictor import Evictor
+from x2l_cluster.kv.open import open_kv, split_tiers
+from x2l_cluster.kv.remote import RemoteKV
 from x2l_cluster.state.open import open_state
 from x2l_cluster.types import BlockKey, Kind
 
@@ -156,6 +159,25 @@ def test_the_urls_of_every_role_open_the_stores(overlay, tmp_path):
                         tiers.put(block(role, chunk), b"blob")
                         assert bytes(tiers.get(block(role, chunk))) == b"blob"
                 assert tiers.delete_video("local", role) == (0 if role == "janitor" else 32)
+
+
+@pytest.mark.parametrize("overlay", ["dev", "ha"])
+def test_the_janitor_evicts_what_workers_keep(overlay, tmp_path):
+    with running(overlay, "kv", tmp_path / "kv") as kv:
+        until(lambda: len(kv.places) == 1 or all(is_whole(place.socket) for place in kv.places))
+        ours, theirs = (served(told(overlay, role, tmp_path)["X2L_STORE"], kv) for role in ("prefill", "janitor"))
+        with RemoteKV(ours) as worker, RemoteKV(theirs) as janitor:
+            for chunk in range(8):
+                worker.put(block(f"v{chunk}", chunk), b"blob")
+            assert Evictor(janitor, Limits(budget_bytes=1)).run() == 32, "all that is fine goes"
+            with worker.turn() as free:
+                assert free is not None, "it left its turn to others"
+            assert janitor.held_bytes() == 0
+
+
+def served(url: str, kv: Store) -> str:
+    """The server among a role's tiers, where it is here."""
+    return next(u for u in split_tiers(url) if "@valkey-kv:" in u).replace("@valkey-kv:", f"@{kv.places[0].address}:")
 
 
 def is_whole(socket: Path) -> bool:
