@@ -2,13 +2,12 @@
 
 ::
 
-                      begin (new epoch, rows kept)
-              ┌──────────────┐
-    ─ begin ─▶ INDEXING ─────┴─ seal, revise ─▶ INDEXING ── finish ─▶ READY ── revise ─▶ READY
+    ─ begin ─▶ INDEXING ── finish ─▶ READY
+               seal, revise          revise, decay
 
-``decay`` of a READY index takes L out of every row, under a new epoch as ``begin`` does: whoever works on it just now
-is overtaken. Every other step needs the current epoch. A step that changes nothing returns the very manifest it was
-given.
+``begin`` of an index that is there keeps its rows and whether it is READY, under a new epoch: whoever works on it just
+now is overtaken. So does ``decay``, which takes L out of every row. Every other step needs the current epoch. A step
+that changes nothing returns the very manifest it was given.
 """
 
 from __future__ import annotations
