@@ -10,8 +10,11 @@ import typer
 
 from x2l_cluster import __version__
 from x2l_cluster.cli import opened, progress, show
+from x2l_cluster.cli.jobs import jobs
+from x2l_cluster.cli.keys import keys
 from x2l_cluster.cli.options import (
     AUTO,
+    ApiKeys,
     AsJson,
     DetailOption,
     FineStore,
@@ -23,6 +26,7 @@ from x2l_cluster.cli.options import (
     ScorerOption,
     Store,
     Transport,
+    Url,
     VideoFile,
     VideoId,
 )
@@ -58,6 +62,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="The yardsticks.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(jobs, name="jobs")
+app.add_typer(keys, name="keys")
 
 
 @app.command()
@@ -71,11 +77,18 @@ def index(
     model: ModelName = None,
     store: Store = None,
     fine_store: FineStore = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Index a video. What is indexed already is no new work; interrupted, the next run goes on."""
     if not file.exists():
         raise VideoFileNotFound(f"there is no file {file}; give the path of a video")
+    if url is not None:
+        from x2l_cluster.cli import remote
+
+        remote.alone(url, model=model, store=store, fine_store=fine_store)
+        show.indexed_there(*remote.index(url, file, video=video, fps=fps, repair=repair), as_json=as_json)
+        return
     recipe: dict[str, Any] = {} if fps is None else {"sampling": Sampling(fps=fps)}
     with (
         opened.engine(model, store, fine_store) as engine,
@@ -96,9 +109,17 @@ def ask(
     model: ModelName = None,
     store: Store = None,
     fine_store: FineStore = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer questions about a video, with evidence. With `--json`: an object, or a list for several questions."""
+    if url is not None:
+        from x2l_cluster.cli import remote
+
+        remote.alone(url, model=model, store=store, fine_store=fine_store)
+        there = remote.ask(url, video, questions, detail=detail, scorer=scorer, max_tokens=max_tokens)
+        show.answers(questions, there, as_json=as_json)
+        return
     with opened.engine(model, store, fine_store, video=video) as engine:
         from x2l_cluster.engine import Generation
 
@@ -120,28 +141,111 @@ def explain(
     model: ModelName = None,
     store: Store = None,
     fine_store: FineStore = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question and show how: the score of every chunk, what came back in full detail, bytes and seconds."""
+    if url is not None:
+        from x2l_cluster.cli import remote
+
+        remote.alone(url, model=model, store=store, fine_store=fine_store)
+        (there,) = remote.ask(url, video, [question], detail=detail, scorer=scorer)
+        show.explained(question, there, as_json=as_json)
+        return
     with opened.engine(model, store, fine_store, video=video) as engine:
         answer = engine.ask(video, question, detail=detail, scorer=scorer)
     show.explained(question, answer, as_json=as_json)
 
 
 @app.command()
-def videos(store: Store = None, as_json: AsJson = False) -> None:
+def search(
+    question: Question,
+    among: Annotated[
+        list[str] | None, typer.Option("--video", metavar="ID", help="Only in this one; repeatable. By default all.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Moments at most.")] = 10,
+    model: ModelName = None,
+    store: Store = None,
+    fine_store: FineStore = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find moments that fit a question, over all indexed videos."""
+    from x2l_cluster.cli.show_service import found
+
+    if url is not None:
+        from x2l_cluster.cli import remote
+
+        remote.alone(url, model=model, store=store, fine_store=fine_store)
+        moments = remote.search(url, question, among or (), limit=limit)
+    else:
+        with opened.engine(model, store, fine_store) as engine:
+            from x2l_cluster.service.catalogue import Catalogue
+            from x2l_cluster.service.requests import SearchRequest
+
+            request = SearchRequest(question=question, videos=tuple(among or ()), limit=limit)
+            moments = Catalogue(engine).search(LOCAL_TENANT, request)
+    found(moments, as_json=as_json)
+
+
+@app.command()
+def videos(store: Store = None, url: Url = None, as_json: AsJson = False) -> None:
     """List indexed videos."""
+    if url is not None:
+        from x2l_cluster.cli import remote
+
+        remote.alone(url, store=store)
+        show.videos_there(remote.videos(url), as_json=as_json)
+        return
     with opened.state(store) as state:
         records = state.videos(LOCAL_TENANT)
     show.videos(records, as_json=as_json)
 
 
 @app.command()
-def delete(video: VideoId, store: Store = None, fine_store: FineStore = None, as_json: AsJson = False) -> None:
+def delete(
+    video: VideoId, store: Store = None, fine_store: FineStore = None, url: Url = None, as_json: AsJson = False
+) -> None:
     """Delete a video: its index, its blocks, its kept source."""
+    if url is not None:
+        from x2l_cluster.cli import remote
+
+        remote.alone(url, store=store, fine_store=fine_store)
+        show.deleted(video, remote.delete(url, video), as_json=as_json)
+        return
     with opened.stores(store, fine_store) as stores:
         freed = stores.delete_video(LOCAL_TENANT, video)
     show.deleted(video, freed, as_json=as_json)
+
+
+@app.command()
+def up(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8421,
+    api_keys: Annotated[
+        ApiKeys | None, typer.Option(help="Whether callers must show a key (X2L_API_KEYS); by default not.")
+    ] = None,
+    root: Annotated[
+        list[Path] | None, typer.Option(metavar="PATH", help="A folder that jobs may read files from; repeatable.")
+    ] = None,
+    model: ModelName = None,
+    store: Store = None,
+    fine_store: FineStore = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve all of this over HTTP until Ctrl-C. With `--json`: an object with the URL once it listens."""
+    from x2l_cluster.cli.up import serve
+
+    serve(
+        host=host,
+        port=port,
+        api_keys=api_keys.value if api_keys else None,
+        roots=root or (),
+        model=model,
+        store=store,
+        fine_store=fine_store,
+        as_json=as_json,
+    )
 
 
 @app.command()

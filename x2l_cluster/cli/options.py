@@ -31,6 +31,13 @@ class Transport(StrEnum):
     TCP = "tcp"
 
 
+class ApiKeys(StrEnum):
+    """Whether a service asks for keys."""
+
+    OPEN = "open"
+    REQUIRED = "required"
+
+
 def _detail(text: str | Detail) -> Detail:
     try:
         return Detail.parse(text) if isinstance(text, str) else text
@@ -78,4 +85,8 @@ DetailOption = Annotated[
 ]
 ScorerOption = Annotated[Scorer, typer.Option("--scorer", help="What ranks the chunks.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", envvar="X2L_URL", help="A service that does it, as `x2l up` prints it."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, also when it fails.")]

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from x2l_cluster.cli.text import clock
+from x2l_cluster.cli.text import clock, size
 
 if TYPE_CHECKING:
     from x2l_cluster.engine import Progress as Sealed
@@ -39,3 +39,15 @@ def chunks(console: Console, what: str) -> Iterator[Callable[[Sealed], None]]:
             event.chunks,
             f", up to {clock(event.end_s)}{' (kept from before)' if event.resumed else ''}",
         )
+
+
+@contextmanager
+def sent(console: Console, what: str) -> Iterator[Report]:
+    """Yields what an upload reports to; a log only gets a line when all is sent."""
+    if not console.is_terminal:
+        yield lambda done, total: console.print(f"{what}: sent {size(total)}") if done == total else None
+        return
+    columns = (TextColumn("sending {task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, total=total, completed=done)

@@ -11,6 +11,7 @@ import typer
 from x2l_cluster.cli.app import app
 from x2l_cluster.cli.show import emit, err
 from x2l_cluster.errors import (
+    AccessError,
     Cancelled,
     InvalidInput,
     ManifestConflict,
@@ -66,7 +67,7 @@ def exit_code(error: X2LError) -> int:
         return 4
     if error.retryable or isinstance(error, StaleEpoch):
         return 5
-    if isinstance(error, InvalidInput | VideoError | ModelError | ManifestConflict):
+    if isinstance(error, AccessError | InvalidInput | VideoError | ModelError | ManifestConflict):
         return 3
     return 1
 

@@ -18,6 +18,7 @@ from x2l_cluster.types import Answer, Evidence, Kind, Level, Manifest, PlannedCh
 
 if TYPE_CHECKING:
     from x2l_cluster.cli.doctor import Finding
+    from x2l_cluster.messages import Chunk, Job, Video
     from x2l_cluster.select import Calibration
     from x2l_cluster.state.base import VideoRecord
 
@@ -45,9 +46,9 @@ def line(text: str = "", style: str | None = None) -> None:
     out.print(plain(text), style=style, soft_wrap=True)
 
 
-def _table(*columns: str) -> Table:
+def columns(*names: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in columns:
+    for name in names:
         table.add_column(name, overflow="fold")
     return table
 
@@ -56,51 +57,89 @@ def _table(*columns: str) -> Table:
 
 
 def indexed(manifest: Manifest, *, as_json: bool) -> None:
-    fine, coarse = (manifest.size_bytes(kind) for kind in (Kind.L, Kind.H))
+    facts = {
+        "video": manifest.video,
+        "status": manifest.status,
+        "chunks": len(manifest.chunks),
+        "covered": asdict(manifest.span),
+        "duration_s": manifest.info.duration_s,
+        "partial": manifest.info.partial,
+        "recipe": manifest.recipe.digest,
+        "bytes": {"fine": manifest.size_bytes(Kind.L), "coarse": manifest.size_bytes(Kind.H)},
+    }
+    _indexed(facts, as_json=as_json)
+
+
+def indexed_there(job: Job, video: Video, chunks: Sequence[Chunk], *, as_json: bool) -> None:
+    """As :func:`indexed`, of what a service has indexed."""
+    facts = {
+        "video": video.id,
+        "status": video.status,
+        "chunks": video.chunks,
+        "covered": asdict(video.covered),
+        "duration_s": video.duration_s,
+        "partial": video.partial,
+        "recipe": video.recipe,
+        "bytes": {"fine": sum(c.fine_bytes for c in chunks), "coarse": sum(c.coarse_bytes for c in chunks)},
+        "job": job.id,
+    }
+    _indexed(facts, as_json=as_json)
+
+
+def _indexed(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        emit(
-            {
-                "video": manifest.video,
-                "status": manifest.status,
-                "chunks": len(manifest.chunks),
-                "covered": asdict(manifest.span),
-                "duration_s": manifest.info.duration_s,
-                "partial": manifest.info.partial,
-                "recipe": manifest.recipe.digest,
-                "bytes": {"fine": fine, "coarse": coarse},
-            }
-        )
+        emit(facts)
         return
+    fine, coarse = facts["bytes"]["fine"], facts["bytes"]["coarse"]
     line(
-        f"{manifest.video}  {len(manifest.chunks)} chunks, {clock(manifest.span.end_s)}, "
+        f"{facts['video']}  {facts['chunks']} chunks, {clock(facts['covered']['end_s'])}, "
         f"fine {size(fine)}, coarse {size(coarse)}"
     )
-    if manifest.info.partial:
-        line(f"only a part could be read: {manifest.info.partial}", style="yellow")
+    if facts["partial"]:
+        line(f"only a part could be read: {facts['partial']}", style="yellow")
 
 
 def videos(records: Sequence[VideoRecord], *, as_json: bool) -> None:
+    facts = [
+        {
+            "video": record.video,
+            "status": record.status,
+            "chunks": record.chunks,
+            "covered": asdict(record.covered),
+            "duration_s": record.info.duration_s,
+            "file": record.source.name if record.source else None,
+            "recipe": record.recipe.digest,
+        }
+        for record in records
+    ]
+    _videos(facts, as_json=as_json)
+
+
+def videos_there(found: Sequence[Video], *, as_json: bool) -> None:
+    """As :func:`videos`, of what a service has."""
+    facts = [
+        {
+            "video": video.id,
+            "status": video.status,
+            "chunks": video.chunks,
+            "covered": asdict(video.covered),
+            "duration_s": video.duration_s,
+            "file": video.name,
+            "recipe": video.recipe,
+        }
+        for video in found
+    ]
+    _videos(facts, as_json=as_json)
+
+
+def _videos(facts: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        emit(
-            [
-                {
-                    "video": record.video,
-                    "status": record.status,
-                    "chunks": record.chunks,
-                    "covered": asdict(record.covered),
-                    "duration_s": record.info.duration_s,
-                    "file": record.source.name if record.source else None,
-                    "recipe": record.recipe.digest,
-                }
-                for record in records
-            ]
-        )
+        emit(facts)
         return
-    table = _table("video", "status", "chunks", "covered", "file", "recipe")
-    for record in records:
-        name = plain(record.source.name) if record.source else ""
-        covered = clock(record.covered.end_s)
-        table.add_row(record.video, record.status, str(record.chunks), covered, name, record.recipe.digest)
+    table = columns("video", "status", "chunks", "covered", "file", "recipe")
+    for row in facts:
+        covered = clock(row["covered"]["end_s"])
+        table.add_row(row["video"], row["status"], str(row["chunks"]), covered, plain(row["file"] or ""), row["recipe"])
     out.print(table)
 
 
@@ -156,7 +195,7 @@ def explained(question: str, answer: Answer, *, as_json: bool) -> None:
     for row in strip(answer.plan, min(out.width, 100)):
         line(row)
     line()
-    table = _table("chunk", "span", "score", "why", "level", "from", "bytes")
+    table = columns("chunk", "span", "score", "why", "level", "from", "bytes")
     evidence = {item.chunk: item for item in answer.evidence}
     for chunk in answer.plan.chunks:
         item = evidence.get(chunk.chunk)
@@ -271,17 +310,17 @@ def needles(result: Mapping[str, Any], *, as_json: bool) -> None:
         return
     kinds = list(result["n"])
     line(f"{result['chunks']} chunks, {result['videos']} videos", style="bold")
-    table = _table("policy", *kinds, "kv share", "moved share")
+    table = columns("policy", *kinds, "kv share", "moved share")
     for name, row in result["policies"].items():
         table.add_row(name, *(_percent(row[column]) for column in (*kinds, "kv_share", "moved_share")))
     out.print(table)
     line()
-    table = _table("scorer", "recall@1", "@2", "@3", "@1 where coarse is wrong")
+    table = columns("scorer", "recall@1", "@2", "@3", "@1 where coarse is wrong")
     for name, row in result["recall"].items():
         table.add_row(name, *(_percent(row[column]) for column in ("1", "2", "3", "given_coarse_wrong")))
     out.print(table)
     line()
-    table = _table("points apart (95 %)", *kinds)
+    table = columns("points apart (95 %)", *kinds)
     for name, row in result["paired"].items():
         table.add_row(name, *(_apart(row[kind]) for kind in kinds))
     out.print(table)
@@ -291,7 +330,7 @@ def reload(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         emit(result)
         return
-    table = _table("path", "value", "connections", "GB/s")
+    table = columns("path", "value", "connections", "GB/s")
     for row in result["rows"]:
         table.add_row(row["path"], size(row["value_bytes"]), str(row["connections"]), f"{row['gbps']:.2f}")
     out.print(table)

@@ -1,0 +1,101 @@
+"""What commands do with ``--url``: the same over a service. Imports no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from x2l_cluster.cli import progress
+from x2l_cluster.cli.show import err
+from x2l_cluster.cli.text import clock
+from x2l_cluster.client import X2L, IndexOptions
+from x2l_cluster.errors import Cancelled, ConnectionLost
+from x2l_cluster.messages import Chunk, Found, Job, JobState, Video
+from x2l_cluster.types import Answer, Detail
+
+
+def alone(url: str, **local: str | None) -> None:
+    """Refuses options that are the service's own to choose."""
+    if given := [f"--{name.replace('_', '-')}" for name, value in local.items() if value is not None]:
+        raise typer.BadParameter(
+            f"the service at {url} has its own {' and '.join(given)}; leave that out, or --url (X2L_URL)"
+        )
+
+
+def index(
+    url: str, file: Path, *, video: str | None, fps: float | None, repair: bool
+) -> tuple[Job, Video, list[Chunk]]:
+    """Uploads a file and waits for its job. Raises what the job failed with; Cancelled when nobody watches any more."""
+    options: IndexOptions = {"repair": repair}
+    if video is not None:
+        options["video"] = video
+    if fps is not None:
+        options["recipe"] = {"sampling": {"fps": fps}}
+    with X2L(url) as x2l:
+        with progress.sent(err, file.name) as report:
+            job = x2l.index(file, progress=report, **options)
+        job = watched(x2l, job.id, file.name)
+        assert job.video is not None, "a job that is ready knows its video"
+        return job, x2l.video(job.video), x2l.chunks(job.video)
+
+
+def watched(x2l: X2L, job: str, what: str) -> Job:
+    """The job once it is ready, with its progress on stderr. Ctrl-C leaves it alone. Raises as :func:`index`."""
+    with _detaching(job), progress.steps(err, what) as report, closing(x2l.job_events(job)) as events:
+        told = -1
+        for event in events:
+            now = event.job
+            if now.chunks is not None and now.chunks_done != told:
+                told = now.chunks_done
+                report(told, now.chunks, f", up to {clock(now.covered_s)}")
+        last = x2l.job(job)
+    if last.state is JobState.READY:
+        return last
+    if last.state is JobState.CANCELLED:
+        raise Cancelled(f"job {job} was cancelled; `x2l jobs retry {job}` goes on with it")
+    raise last.problem.error if last.problem else ConnectionLost(f"the events of job {job} ended before it did")
+
+
+@contextmanager
+def _detaching(job: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Cancelled(
+            f"no longer watching; the service goes on with job {job}: `x2l jobs watch {job}` shows it again, "
+            f"`x2l jobs cancel {job}` stops it"
+        ) from None
+
+
+def ask(url: str, video: str, questions: Sequence[str], *, detail: Detail, scorer: str, **options: Any) -> list[Answer]:
+    """Answers as the engine gives them. Raises what a question failed with."""
+    given = []
+    with X2L(url) as x2l:
+        for question in questions:
+            (part,) = x2l.ask(question, [video], detail=detail, scorer=str(scorer), **options).parts
+            if part.problem is not None:
+                raise part.problem.error
+            if part.completed is None or part.completed.answer is None:
+                raise ConnectionLost(f"the answer about {video} came without its evidence; ask again")
+            given.append(part.completed.answer)
+    return given
+
+
+def search(url: str, question: str, videos: Sequence[str], *, limit: int) -> Found:
+    with X2L(url) as x2l:
+        return x2l.search(question, videos, limit=limit)
+
+
+def videos(url: str) -> list[Video]:
+    with X2L(url) as x2l:
+        return x2l.videos()
+
+
+def delete(url: str, video: str) -> int:
+    """Returns the bytes freed."""
+    with X2L(url) as x2l:
+        return x2l.delete(video).freed_bytes
