@@ -1,6 +1,6 @@
 """X²L on one device: prefill, score, plan, reload, decode. No Ray, no server, no network."""
 
-from x2l_cluster.engine.answer import Answerer, Asked
+from x2l_cluster.engine.answer import Answerer
 from x2l_cluster.engine.assemble import Assembler, Prefix
 from x2l_cluster.engine.calibrated import find_calibration
 from x2l_cluster.engine.decode import Decoder, Generation, Stream
@@ -10,6 +10,7 @@ from x2l_cluster.engine.loop import AnswerLoop, Limits
 from x2l_cluster.engine.prefill import Prefilled, Prefiller
 from x2l_cluster.engine.stores import Stores
 from x2l_cluster.engine.ticket import Completed, Delta, Event, Evidenced, Failed, Planned, Ticket
+from x2l_cluster.engine.work import Asked
 
 __all__ = [
     "AnswerLoop",

@@ -6,62 +6,27 @@ import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor
 
 from x2l_cluster.engine.assemble import Assembler, Prefix
-from x2l_cluster.engine.decode import Decoder, Generation, Stream, check_room
+from x2l_cluster.engine.decode import Decoder, Generation, check_room
 from x2l_cluster.engine.hints import Hints
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.read import Reader
-from x2l_cluster.engine.reload import Loaded, Reloader
+from x2l_cluster.engine.reload import Reloader
 from x2l_cluster.engine.score import Scoring
 from x2l_cluster.engine.search import Hit, Search
 from x2l_cluster.engine.turns import Turns
 from x2l_cluster.engine.upkeep import check_model, let_go
+from x2l_cluster.engine.work import Asked, Work, answer_of, shared
 from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo, X2LError
 from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.models import Page, Prompt, VideoLM, View
 from x2l_cluster.select import Calibration, ChunkScorer, get_scorer, gloss, make_plan, pins
-from x2l_cluster.types import Answer, Detail, Evidence, Level, Manifest, Positions, ReloadPlan, Usage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One question about one video, and how it is to be answered."""
-
-    manifest: Manifest
-    question: str
-    detail: Detail = field(default_factory=Detail)
-    scorer: str = "calibrated"
-    history: tuple[tuple[str, str], ...] = ()
-    fail_on_missing: bool = False
-    chunks: tuple[int, ...] = ()
-    """For the ``oracle`` scorer."""
-    alone: bool = False
-    """Asked without the video, of the language model; the manifest only says whose question it is."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Work:
-    """A question on its way to an answer."""
-
-    asked: Asked
-    prompt: Prompt
-    coarse: dict[int, Loaded]
-    where: Placement | None
-    timings: dict[str, float]
-    plan: ReloadPlan
-    loaded: list[Loaded] = field(default_factory=list)
-    stream: Stream | None = None
-
-
-def shared(asked: Asked) -> Hashable:
-    """Questions for which this is equal are scored in one forward: one video, one scorer."""
-    m = asked.manifest
-    return m.tenant, m.video, m.recipe.digest, m.revision, asked.scorer, asked.chunks, asked.alone
+from x2l_cluster.types import Answer, Detail, Manifest, Positions, ReloadPlan
 
 
 class Answerer:
@@ -279,26 +244,7 @@ class Answerer:
 
     def finished(self, work: Work) -> Answer:
         """The answer, of what the stream has written."""
-        assert work.stream is not None
-        manifest, stream = work.asked.manifest, work.stream
-        full_entries = sum(row.raw_entries for row in manifest.chunks)
-        return Answer(
-            text=stream.text.strip(),
-            video=manifest.video,
-            plan=work.plan,
-            evidence=tuple(_evidence(work)),
-            usage=Usage(
-                prompt_tokens=len(work.prompt.prefix) + len(work.prompt.suffix),
-                answer_tokens=len(stream.ids),
-                kv_entries=sum(item.page.entries for item in work.loaded),
-                full_entries=full_entries,
-                reload_bytes=sum(item.moved_bytes for item in work.loaded if item.level is Level.L),
-                full_bytes=full_entries * self._entry_bytes(manifest),
-            ),
-            timings=work.timings,
-            finish=stream.finish or "stop",
-            covered=manifest.span,
-        )
+        return answer_of(work, self._entry_bytes(work.asked.manifest))
 
     def _entry_bytes(self, manifest: Manifest) -> int:
         spec = self.lm.spec
@@ -308,21 +254,6 @@ class Answerer:
 
 def _notes(*notes: str | None) -> str | None:
     return "; ".join(filter(None, notes)) or None
-
-
-def _evidence(work: Work) -> Iterator[Evidence]:
-    """Planned chunks, best score first."""
-    planned = [(p, item) for p, item in zip(work.plan.chunks, work.loaded, strict=True) if p.level is Level.L]
-    for chunk, item in sorted(planned, key=lambda pair: -pair[0].score):
-        yield Evidence(
-            chunk=chunk.chunk,
-            span=chunk.span,
-            level=item.level,
-            score=chunk.score,
-            tier=item.tier,
-            size_bytes=chunk.size_bytes,
-            degraded=item.degraded,
-        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from x2l_cluster.engine.answer import Answerer, Asked
+from x2l_cluster.engine.answer import Answerer
 from x2l_cluster.engine.calibrated import find_calibration
 from x2l_cluster.engine.decode import Generation
 from x2l_cluster.engine.index import Indexer, Progress
@@ -18,6 +18,7 @@ from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.search import Hit
 from x2l_cluster.engine.stores import Stores
 from x2l_cluster.engine.upkeep import check_model, counted_repair, source_of
+from x2l_cluster.engine.work import Asked
 from x2l_cluster.errors import InvalidInput, KVMissing, UnknownVideo, X2LError
 from x2l_cluster.kv.stripes import STRIPE_BYTES
 from x2l_cluster.models import VideoLM, load_model

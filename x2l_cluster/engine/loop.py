@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from x2l_cluster import metrics
-from x2l_cluster.engine.answer import Answerer, Asked, shared
+from x2l_cluster.engine.answer import Answerer
 from x2l_cluster.engine.batch import Batch
 from x2l_cluster.engine.decode import Generation
 from x2l_cluster.engine.newcomers import Newcomers
 from x2l_cluster.engine.question import Question, count
 from x2l_cluster.engine.room import Room, free_bytes
 from x2l_cluster.engine.ticket import Completed, Failed, Ticket
+from x2l_cluster.engine.work import Asked, shared
 from x2l_cluster.errors import AnswerLost, Overloaded
 
 LOG: Final = logging.getLogger(__name__)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from x2l_cluster.engine.answer import Answerer, Work
+from x2l_cluster.engine.answer import Answerer
 from x2l_cluster.engine.question import Question, answering
 from x2l_cluster.engine.room import Room
 from x2l_cluster.engine.ticket import Planned, Ticket
+from x2l_cluster.engine.work import Work
 from x2l_cluster.engine.writer import Writer
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from x2l_cluster import metrics
-from x2l_cluster.engine.answer import Work
 from x2l_cluster.engine.ticket import Completed, Failed, Ticket
+from x2l_cluster.engine.work import Work
 from x2l_cluster.engine.writer import Writer
 from x2l_cluster.errors import AnswerLost, X2LError
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from x2l_cluster.engine.answer import Asked
 from x2l_cluster.engine.decode import Generation
+from x2l_cluster.engine.work import Asked
 from x2l_cluster.errors import Cancelled, DeadlineExceeded, X2LError
 from x2l_cluster.types import Answer, Evidence, ReloadPlan, Span
 
