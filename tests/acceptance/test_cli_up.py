@@ -90,8 +90,8 @@ def test_what_the_service_chooses_is_not_chosen_beside_its_url(x2l: X2L, clip: P
     assert "--store" in error["message"]
 
 
-def test_ctrl_c_leaves_the_job_to_the_service(x2l: X2L, up: Up, tmp_path: Path) -> None:
-    url, _ = up()
+def test_ctrl_c_leaves_the_job_to_the_service_and_that_to_the_next_one(x2l: X2L, up: Up, tmp_path: Path) -> None:
+    url, process = up()
     watching = x2l.start("index", str(film(tmp_path / "long.mp4", seconds=400)), "--id", "long", "--url", url)
     assert watching.stderr is not None
     for line in watching.stderr:
@@ -103,5 +103,10 @@ def test_ctrl_c_leaves_the_job_to_the_service(x2l: X2L, up: Up, tmp_path: Path) 
     (job,) = x2l.json("jobs", "list", X2L_URL=url)
     assert job["state"] == "running"
     assert "Traceback" not in err and f"x2l jobs cancel {job['id']}" in err
+    assert "go on with the next x2l up" in _ended(process, signal.SIGTERM)
+    url, _ = up()
+    (again,) = x2l.json("jobs", "list", X2L_URL=url)
+    assert again["id"] == job["id"] and again["state"] in ("queued", "running")
+    assert again["chunks_done"] >= job["chunks_done"] > 0
     x2l("jobs", "cancel", job["id"], X2L_URL=url)
     assert "was cancelled" in x2l("jobs", "watch", job["id"], X2L_URL=url, code=130)[1]
