@@ -23,10 +23,15 @@ kept = []
 me = psutil.Process()
 peak = 0
 
+def pss_of(process):
+    try:
+        return process.memory_full_info().pss
+    except psutil.NoSuchProcess:  # the decoder has just ended
+        return 0
+
 def look(event):
     global peak
-    pss = sum(p.memory_full_info().pss for p in [me, *me.children(recursive=True)])
-    peak = max(peak, pss)
+    peak = max(peak, sum(pss_of(p) for p in [me, *me.children(recursive=True)]))
 
 watch = kept.append if sys.argv[3] == "leak" else lambda done: None
 with engine(f"disk:{sys.argv[1]}", lm=qwen3_vl(0, rope_parameters=ROPE, **WIDE)) as x2l:

@@ -93,8 +93,27 @@ def loading(model: str) -> Iterator[None]:
     if model.count("/") != 1 or Path(model).is_dir():
         # Only a download deserves a bar of its own. Read by the hub's client when it is imported.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with err.status(f"loading {plain(model)}"):
+    with _insistent(), err.status(f"loading {plain(model)}"):
         yield
+
+
+@contextmanager
+def _insistent() -> Iterator[None]:
+    """A Ctrl-C inside is raised at the end again: libraries that are being imported keep what they catch."""
+    came = False
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -1,0 +1,26 @@
+"""What happens to Ctrl-C while a command is still getting ready."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from x2l_cluster.cli.opened import loading
+
+
+def test_an_interrupt_that_a_library_kept_to_itself_comes_once_it_is_loaded():
+    before, went_on = signal.getsignal(signal.SIGINT), False
+    with pytest.raises(KeyboardInterrupt), loading("reference"):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException:
+            went_on = True
+    assert went_on
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_without_an_interrupt_nothing_is_raised():
+    with loading("reference"):
+        pass
