@@ -37,6 +37,7 @@ from x2l_cluster.service.estimate import Estimator
 from x2l_cluster.service.fetch import Fetcher
 from x2l_cluster.service.intake import Intake
 from x2l_cluster.service.loop_parts import LoopParts
+from x2l_cluster.service.parts import PartAnswerer
 from x2l_cluster.service.requests import Ask, EstimateRequest, IndexRequest, SearchRequest
 from x2l_cluster.service.runner import JobRunner
 from x2l_cluster.state.follow import ended, follow
@@ -87,10 +88,17 @@ class LocalService:
         engine: answers and indexes; closed with the service.
         state: keeps jobs and sessions; closed with the service.
         model: the name of the model, as users know it.
+        parts: who answers; by default an answering loop of this process.
     """
 
     def __init__(
-        self, engine: VideoEngine, state: State, *, model: str = "reference", options: LocalOptions | None = None
+        self,
+        engine: VideoEngine,
+        state: State,
+        *,
+        model: str = "reference",
+        options: LocalOptions | None = None,
+        parts: PartAnswerer | None = None,
     ) -> None:
         options = options or LocalOptions()
         self.engine, self.state = engine, state
@@ -100,8 +108,11 @@ class LocalService:
         self._catalogue = Catalogue(engine)
         self._estimator = Estimator(engine)
         self._intake = Intake(engine, state.jobs, roots=options.roots, most_jobs=options.most_jobs)
-        self.loop = AnswerLoop(engine.answerer, options.limits)
-        self._asking = Asking(LoopParts(engine, self.loop, missing=self._intake.repair), state.sessions)
+        self.loop: AnswerLoop | None = None
+        if parts is None:
+            self.loop = AnswerLoop(engine.answerer, options.limits)
+            parts = LoopParts(engine, self.loop, missing=self._intake.repair)
+        self._asking = Asking(parts, state.sessions)
         fetcher = Fetcher(
             Gate(options.fetch_allow), max_bytes=options.max_source_bytes, within_s=options.fetch_within_s
         )
@@ -145,13 +156,21 @@ class LocalService:
         return cls.over(engine, store=store, model=model, options=options)
 
     @classmethod
-    def over(cls, engine: VideoEngine, *, store: str, model: str, options: LocalOptions | None = None) -> Self:
+    def over(
+        cls,
+        engine: VideoEngine,
+        *,
+        store: str,
+        model: str,
+        options: LocalOptions | None = None,
+        parts: PartAnswerer | None = None,
+    ) -> Self:
         """Over an engine whose stores were opened by this URL."""
         with ExitStack() as opened:
             opened.callback(engine.close)
             state = State.open(store, manifests=engine.stores.state)
             opened.pop_all()
-            return cls(engine, state, model=model, options=options)
+            return cls(engine, state, model=model, options=options, parts=parts)
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
@@ -251,7 +270,8 @@ class LocalService:
 
     async def ready(self) -> Readiness:
         amiss = []
-        if not self.loop.healthy:
+        answering = self.loop is None or self.loop.healthy
+        if not answering:
             amiss.append("answering broke down and was given up; restart the service")
         for what, look in (("state", self.engine.videos), ("jobs", self._queue.counts)):
             try:
@@ -261,13 +281,14 @@ class LocalService:
         indexing = any(thread.is_alive() for thread in self._threads)
         if self._threads and not indexing:
             amiss.append("no indexer is alive; restart the service")
-        return Readiness(model_loaded=True, answering=self.loop.healthy, indexing=indexing, degraded=tuple(amiss))
+        return Readiness(model_loaded=True, answering=answering, indexing=indexing, degraded=tuple(amiss))
 
     def close(self) -> None:
         """Lets answers end for a while; jobs go back into line at their next chunk. May be called twice."""
         for runner in self._runners:
             runner.stop()
-        self.loop.close(self._options.drain_s)
+        if self.loop is not None:
+            self.loop.close(self._options.drain_s)
         for thread in self._threads:
             thread.join(_STOP_S)
         self._slow.shutdown(cancel_futures=True)

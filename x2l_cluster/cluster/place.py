@@ -1,0 +1,52 @@
+"""Where a worker finds its model and its stores: a plain value, so that it travels to any node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from x2l_cluster.engine import Stores, VideoEngine, find_calibration
+from x2l_cluster.models import load_model
+from x2l_cluster.settings import Settings
+from x2l_cluster.state.open import State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What every worker of one service has in common; fields as in :class:`~x2l_cluster.settings.Settings`.
+
+    ``store`` and ``state`` must be reachable from every node.
+    """
+
+    model: str = "reference"
+    store: str = "disk:~/.x2l"
+    fine_store: str | None = None
+    state: str | None = None
+    sources: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    cache_bytes: int = 2 << 30
+    decode_deadline_s: float = 30.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+
+    def engine(self) -> VideoEngine:
+        """Loads the model and opens the stores.
+
+        Raises ModelNotAvailable, UnsupportedModel, InvalidInput, StoreUnavailable.
+        """
+        lm = load_model(self.model, device=self.device, dtype=self.dtype)
+        stores = Stores.open(self.store, fine=self.fine_store, state=self.state, sources=self.sources)
+        return VideoEngine(
+            lm,
+            stores,
+            calibration=find_calibration(self.model, lm),
+            cache_bytes=self.cache_bytes,
+            decode_deadline_s=self.decode_deadline_s,
+        )
+
+    def opened_state(self, engine: VideoEngine) -> State:
+        """Jobs, tenants and sessions beside the manifests of an engine of this place."""
+        return State.open(self.state or self.store, manifests=engine.stores.state)
