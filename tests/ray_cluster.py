@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # everything stays on the loopback
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
-    "RAY_raylet_start_wait_time_s": "120",  # a busy machine is no failure
 }
 
 
 @contextmanager
-def ray_cluster(workers: int = 2, cpus: int = 4) -> Iterator[object]:
+def ray_cluster(workers: int = 2, cpus: int = 4) -> Iterator[Cluster]:
     """A head without work and so many worker nodes, connected; nothing of it is left afterwards."""
     os.environ.update(_ENVIRONMENT)
     import ray
-    from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = _started(workers, cpus)
     try:
-        for _ in range(workers):
-            cluster.add_node(num_cpus=cpus)
         ray.init(address=cluster.address, log_to_driver=False, namespace="x2l")
         yield cluster
     finally:
@@ -35,3 +35,20 @@ def ray_cluster(workers: int = 2, cpus: int = 4) -> Iterator[object]:
             serve.shutdown()
         ray.shutdown()
         cluster.shutdown()
+
+
+def _started(workers: int, cpus: int, attempts: int = 3) -> Cluster:
+    """Ray gives a node 30 seconds to start, whatever else the machine is doing; then it is tried again."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=1, include_dashboard=False)
+        for _ in range(workers):
+            cluster.add_node(num_cpus=cpus)
+    except Exception:
+        cluster.shutdown()
+        if attempts == 1:
+            raise
+        return _started(workers, cpus, attempts - 1)
+    return cluster
