@@ -92,7 +92,7 @@ def test_what_the_service_chooses_is_not_chosen_beside_its_url(x2l: X2L, clip: P
 
 def test_ctrl_c_leaves_the_job_to_the_service_and_that_to_the_next_one(x2l: X2L, up: Up, tmp_path: Path) -> None:
     url, process = up()
-    watching = x2l.start("index", str(film(tmp_path / "long.mp4", seconds=400)), "--id", "long", "--url", url)
+    watching = x2l.start("index", str(film(tmp_path / "long.mp4", seconds=3000)), "--id", "long", "--url", url)
     assert watching.stderr is not None
     for line in watching.stderr:
         if line.startswith("long.mp4: 1 of"):
