@@ -49,6 +49,23 @@ def test_index_ask_explain_list_delete(x2l: X2L, clip: Path, tmp_path: Path) -> 
     assert files(tmp_path / "store") == []
 
 
+def test_state_and_originals_are_where_the_environment_says(x2l: X2L, clip: Path, tmp_path: Path) -> None:
+    store, state, sources = tmp_path / "store", tmp_path / "state", tmp_path / "originals"
+    there = {"X2L_STATE": f"disk:{state}", "X2L_SOURCES": str(sources)}
+    x2l("index", str(clip), "--id", "clip", **there)
+    assert all(name.startswith("kv/") for name in files(store))
+    assert any(name.startswith("state/local/clip/") for name in files(state)) and len(files(sources)) == 1
+    assert x2l.json("videos") == [] and [video["video"] for video in x2l.json("videos", **there)] == ["clip"]
+    words = ("ask", "clip", "Is it red?", "--max-tokens", "4")
+    assert x2l.json(*words, code=4)["error"]["code"] == "unknown_video"
+    assert x2l.json(*words, **there)["video"] == "clip"
+    x2l("decay", "clip", **there)
+    assert x2l("refresh", "clip", **there)[0].startswith("clip  8 chunks")
+    x2l("capacity", "--hours", "1", **there)
+    assert x2l.json("delete", "clip", **there)["freed_bytes"] > 0
+    assert files(store) == files(sources) == []
+
+
 def test_a_video_decays_and_is_refreshed(x2l: X2L, clip: Path, tmp_path: Path) -> None:
     x2l("index", str(clip), "--id", "clip")
     fine = x2l.json("ask", "clip", "Is it red?", "--detail", "k=2", "--max-tokens", "8")

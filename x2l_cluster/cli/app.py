@@ -323,7 +323,7 @@ def capacity(
     as_json: AsJson = False,
 ) -> None:
     """How much memory and disk, and how many GPUs, so many hours of video need. Prefills one chunk to measure it."""
-    with opened.engine(model, "memory:", None) as engine:
+    with opened.unkept(model) as engine:
         from x2l_cluster.cli import show_capacity
         from x2l_cluster.service.capacity import capacity as needed
         from x2l_cluster.service.estimate import Estimator
@@ -348,7 +348,13 @@ def doctor(model: ModelName = None, store: Store = None, as_json: AsJson = False
 
     wanted = opened.settings()
     with show.err.status("looking"):
-        findings = examine(model or wanted.model, store or wanted.store)
+        findings = examine(
+            model or wanted.model,
+            store or wanted.store,
+            fine=wanted.fine_store,
+            state=wanted.state,
+            sources=wanted.sources,
+        )
     show.findings(findings, as_json=as_json)
     if not all(finding.ok or finding.optional for finding in findings):
         raise typer.Exit(1)

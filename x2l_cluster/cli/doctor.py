@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,15 +33,15 @@ class Finding:
     optional: bool = False
 
 
-def examine(model: str, store: str) -> list[Finding]:
-    """Runs every check; none raises."""
+def examine(model: str, store: str, **elsewhere: str | None) -> list[Finding]:
+    """Runs every check; none raises. ``elsewhere`` as in :meth:`~x2l_cluster.engine.Stores.open`."""
     return [
         _look("python", lambda: sys.version.split()[0]),
         *_packages(_NEEDED, optional=False),
         *_packages(_OPTIONAL, optional=True),
         _look("device", _device),
         _look("decoder", _decoder),
-        _look("store", lambda: _store(store)),
+        _look("store", lambda: _store(store, elsewhere)),
         _look("embedded valkey", _valkey, optional=True),
         _look("model", lambda: _model(model)),
         _look("calibration", lambda: _calibration(model), optional=True),
@@ -88,10 +88,10 @@ def _decoder() -> str:
     return f"4 frames of H.264 through {stream.reader}"
 
 
-def _store(url: str) -> str:
+def _store(url: str, elsewhere: Mapping[str, str | None]) -> str:
     from x2l_cluster.engine import Stores
 
-    stores = Stores.open(url)
+    stores = Stores.open(url, **elsewhere)
     try:
         videos, held = len(stores.state.videos(LOCAL_TENANT)), stores.kv.held_bytes()
     finally:

@@ -44,7 +44,8 @@ def state(store: str | None) -> Iterator[StateStore]:
     """The record of what is indexed, without a model."""
     from x2l_cluster.state.open import open_state
 
-    with open_state(store or settings().store) as opened:
+    wanted = settings()
+    with open_state(wanted.state or store or wanted.store) as opened:
         yield opened
 
 
@@ -54,7 +55,9 @@ def stores(store: str | None, fine_store: str | None) -> Iterator[Stores]:
     from x2l_cluster.engine.stores import Stores
 
     wanted = settings()
-    opened = Stores.open(store or wanted.store, fine=fine_store or wanted.fine_store)
+    opened = Stores.open(
+        store or wanted.store, fine=fine_store or wanted.fine_store, state=wanted.state, sources=wanted.sources
+    )
     try:
         yield opened
     finally:
@@ -70,18 +73,37 @@ def engine(
         with state(store) as known:
             known.manifest(LOCAL_TENANT, video)
     wanted = settings()
-    name = model or wanted.model
-    with loading(name):
+    with _loaded(
+        model or wanted.model,
+        store or wanted.store,
+        fine_store=fine_store or wanted.fine_store,
+        state=wanted.state,
+        sources=wanted.sources,
+    ) as loaded:
+        yield loaded
+
+
+@contextmanager
+def unkept(model: str | None) -> Iterator[VideoEngine]:
+    """An engine that keeps nothing, wherever the environment says that things are kept."""
+    with _loaded(model or settings().model, "memory:") as loaded:
+        yield loaded
+
+
+@contextmanager
+def _loaded(model: str, store: str, **elsewhere: str | None) -> Iterator[VideoEngine]:
+    wanted = settings()
+    with loading(model):
         from x2l_cluster.engine import VideoEngine
 
         loaded = VideoEngine.from_pretrained(
-            name,
-            store=store or wanted.store,
-            fine_store=fine_store or wanted.fine_store,
+            model,
+            store=store,
             device=wanted.device,
             dtype=wanted.dtype,
             cache_bytes=wanted.cache_bytes,
             decode_deadline_s=wanted.decode_deadline_s,
+            **elsewhere,
         )
     with loaded:
         yield loaded

@@ -88,6 +88,8 @@ class VideoEngine:
         *,
         store: str = "disk:~/.x2l",
         fine_store: str | None = None,
+        state: str | None = None,
+        sources: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
         **options: Any,
@@ -95,14 +97,13 @@ class VideoEngine:
         """Loads a model by bundled name, folder or hub name, and opens its stores.
 
         Args:
-            store: ``disk:PATH`` or ``memory:``.
-            fine_store: where fine blocks go instead (``redis://…``, ``valkey://…``, ``unix://…``).
+            store: ``disk:PATH`` or ``memory:``; this and where what goes instead as in :meth:`Stores.open`.
 
         Raises ModelNotAvailable, UnsupportedModel, InvalidInput, StoreUnavailable.
         """
         lm = load_model(model, device=device, dtype=dtype)
         options.setdefault("calibration", find_calibration(model, lm))
-        return cls(lm, Stores.open(store, fine=fine_store), **options)
+        return cls(lm, Stores.open(store, fine=fine_store, state=state, sources=sources), **options)
 
     # --- index ------------------------------------------------------------------------------------------------------
 
