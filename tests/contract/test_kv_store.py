@@ -237,6 +237,26 @@ def test_tenants_are_counted_and_deleted_apart(store: KVStore) -> None:
     assert store.get(KEY) == blob(10)
 
 
+def test_videos_are_listed_each_once_and_only_while_they_have_blobs(store: KVStore) -> None:
+    for video, epoch in (("v1", 1), ("v1", 2), ("v2", 1)):
+        for kind in ("l", "h", "x-1f"):
+            store.put(replace(KEY, video=video, epoch=epoch, kind=kind), b"abc")
+    store.put(replace(KEY, tenant="bob"), b"abc")
+    listed = list(store.videos())
+    assert sorted(listed) == [("ada", "v1"), ("ada", "v2"), ("bob", "v1")]
+    store.delete_video("ada", "v1")
+    store.delete([replace(KEY, tenant="bob")])
+    assert list(store.videos()) == [("ada", "v2")]
+
+
+def test_a_store_tells_of_what_places_it_is_made(store: KVStore) -> None:
+    places = list(store.places())
+    assert places
+    for place in places:
+        assert list(place.places()) == [place]
+    assert {place.tier for place in places} >= {store.route(kind).tier for kind in Kind}
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../ada", "a/b", "a*", "{a}", ".tmp", "a\0", "v1\n", "ä", "x" * 129])
 def test_names_that_could_leave_their_place_are_refused(store: KVStore, name: str) -> None:
     store.put(KEY, blob(1))

@@ -75,6 +75,9 @@ class BoundedKV(SingleStore):
     def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
         return self._store.keys(tenant, video)
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        return self._store.videos()
+
     def held_bytes(self, tenant: str | None = None) -> int:
         return self._store.held_bytes(tenant)
 

@@ -112,6 +112,13 @@ class DiskKV(SingleStore):
             with suppress(ValueError, InvalidInput):  # somebody else's file
                 yield self._key(path)
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        with errors_as_store(self._root):
+            for owner in _folders(self._root):
+                for video in _folders(owner):
+                    with suppress(InvalidInput):  # somebody else's folder
+                        yield check_name("tenant", owner.name), check_name("video", video.name)
+
     def held_bytes(self, tenant: str | None = None) -> int:
         if tenant is not None:
             return _bytes_under(self._root / check_name("tenant", tenant))
@@ -125,6 +132,10 @@ class DiskKV(SingleStore):
     def usage_bytes(self) -> int:
         with errors_as_store(self._root):
             return self.held_bytes()
+
+    def capacity_bytes(self) -> int | None:
+        """It shares its disk with others."""
+        return None
 
     def entries(self) -> Iterable[Entry]:
         for path in _files(self._root):
@@ -185,6 +196,13 @@ def _bytes_under(folder: Path) -> int:
         with suppress(FileNotFoundError):
             total += path.stat().st_size
     return total
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Those in a folder, for as long as it is there; none of our own, whose names begin with a dot."""
+    with suppress(FileNotFoundError):
+        return [place for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")]
+    return []
 
 
 def _files(folder: Path) -> Iterator[Path]:

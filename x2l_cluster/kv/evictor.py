@@ -29,6 +29,10 @@ class Evictable(KVStore, Protocol):
         """What counts against the budget, as it is now. May take a while: it is not asked at every put."""
         ...
 
+    def capacity_bytes(self) -> int | None:
+        """What it says itself that it can hold at most; None when it does not say."""
+        ...
+
     def entries(self) -> Iterable[Entry]:
         """Every blob, its size, and when it was last read for a question. Walks all of the store."""
         ...
@@ -59,7 +63,7 @@ class Evictor:
         *,
         orphaned: Callable[[str, str], bool] | None = None,
     ) -> None:
-        self._store = store
+        self.store = store
         self.limits = limits
         self._orphaned = orphaned
         self._lock = Lock()
@@ -77,10 +81,10 @@ class Evictor:
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        with self._lock, self._store.turn() as mine:
+        with self._lock, self.store.turn() as mine:
             if mine is None:
                 return None
-            wanted = self._store.usage_bytes() + room_bytes
+            wanted = self.store.usage_bytes() + room_bytes
             surplus = wanted - self.limits.low_bytes if wanted > self.limits.high_bytes else 0
             if full:  # it has less room than was thought: a share of what it has
                 surplus = max(surplus, room_bytes + int(wanted * (self.limits.high - self.limits.low)))
@@ -88,7 +92,7 @@ class Evictor:
                 return 0
             freed = 0
             try:
-                listed = _listed(self._store.entries(), mine)
+                listed = _listed(self.store.entries(), mine)
                 victims = choose(listed, self.limits, surplus, tenant=tenant, orphaned=self._orphaned)
                 while part := list(islice(victims, _BATCH)):
                     if not mine():
@@ -99,9 +103,9 @@ class Evictor:
             return freed
 
     def _evict(self, victims: Iterable[Victim], reason: str) -> int:
-        freed = self._store.delete(entry.key for victim in victims for entry in victim.entries)
+        freed = self.store.delete(entry.key for victim in victims for entry in victim.entries)
         for victim in victims:
-            labels = (self._store.tier.value, kind_of(victim.key.kind), "quota" if victim.over_quota else reason)
+            labels = (self.store.tier.value, kind_of(victim.key.kind), "quota" if victim.over_quota else reason)
             KV_EVICTIONS.labels(*labels).inc(len(victim.entries))
             KV_EVICTED_BYTES.labels(*labels).inc(victim.size_bytes)
         return freed

@@ -201,6 +201,12 @@ class FaultyKV(SingleStore):
     def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
         return self._store.keys(tenant, video)
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        return self._store.videos()
+
+    def places(self) -> Iterator[KVStore]:  # type: ignore[override]
+        return self._store.places()
+
     def held_bytes(self, tenant: str | None = None) -> int:
         return self._store.held_bytes(tenant)
 

@@ -72,6 +72,12 @@ class Measured(SingleStore):
     def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
         return self.store.keys(tenant, video)
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        return self.store.videos()
+
+    def places(self) -> Iterator[KVStore]:  # type: ignore[override]
+        return self.store.places()
+
     def held_bytes(self, tenant: str | None = None) -> int:
         return self.store.held_bytes(tenant)
 

@@ -84,6 +84,10 @@ class MemoryKV(SingleStore):
         with self._lock:
             return iter(tuple(self._videos.get(place, {})))
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        with self._lock:
+            return iter(tuple(self._videos))
+
     def held_bytes(self, tenant: str | None = None) -> int:
         with self._lock:
             if tenant is None:
@@ -101,6 +105,9 @@ class MemoryKV(SingleStore):
 
     def usage_bytes(self) -> int:
         return self._held
+
+    def capacity_bytes(self) -> int | None:
+        return self._budget
 
     def entries(self) -> Iterable[Entry]:
         with self._lock:

@@ -159,6 +159,11 @@ class RemoteKV(SingleStore):
         for field in self._fields(_video(tenant, video)):
             yield _key(tenant, video, field)
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        with errors_as_store(self._where):
+            seen = {_owner(place.decode()) for place in self._videos()}  # a scan may tell of one twice
+        return iter(seen)
+
     def held_bytes(self, tenant: str | None = None) -> int:
         with errors_as_store(self._where):
             return sum(int(size) for video in self._videos(tenant) for size in self._client.hvals(video))
@@ -171,18 +176,19 @@ class RemoteKV(SingleStore):
 
     def usage_bytes(self) -> int:
         """The memory of the server with all it holds, without what passes through; of a cluster that of all."""
-        with errors_as_store(self._where):
-            if not hasattr(self._client, "PRIMARIES"):
-                return _held_by(self._client.info("memory"))
-            told = self._client.info("memory", target_nodes=self._client.PRIMARIES)
-            return sum(map(_held_by, told.values()))
+        return sum(map(_held_by, self._memory()))
+
+    def capacity_bytes(self) -> int | None:
+        """The server's ``maxmemory``, of a cluster that of all; None when one has none."""
+        bounds = [int(memory["maxmemory"]) for memory in self._memory()]
+        return sum(bounds) if all(bounds) else None
 
     def entries(self) -> Iterable[Entry]:
         """Blobs; in passing, index entries of blobs whose time to live was over are dropped."""
         with errors_as_store(self._where):
             for video in self._videos():
                 place = video.decode()
-                tenant, name = place[place.index("{") + 1 : -1].split("/")
+                tenant, name = _owner(place)
                 sizes = {field.decode(): int(size) for field, size in self._client.hgetall(place).items()}
                 for start in range(0, len(sizes), _BATCH):
                     part = list(sizes)[start : start + _BATCH]
@@ -220,6 +226,13 @@ class RemoteKV(SingleStore):
         owner = "*" if tenant is None else check_name("tenant", tenant)
         found: Iterator[bytes] = self._client.scan_iter(match=f"x2l:kv:{{{owner}/*}}", _type="hash", count=1000)
         return found
+
+    def _memory(self) -> list[dict[str, Any]]:
+        """What every server says of its memory."""
+        with errors_as_store(self._where):
+            if not hasattr(self._client, "PRIMARIES"):
+                return [self._client.info("memory")]
+            return list(self._client.info("memory", target_nodes=self._client.PRIMARIES).values())
 
     def _idle_s(self, names: list[str]) -> list[float | None]:
         """Seconds since each was read; 0 where the server does not count them (its policy is LFU); None: it is gone."""
@@ -262,6 +275,12 @@ def _held_by(memory: dict[str, Any]) -> int:
 
 def _video(tenant: str, video: str) -> str:
     return f"x2l:kv:{{{check_name('tenant', tenant)}/{check_name('video', video)}}}"
+
+
+def _owner(place: str) -> tuple[str, str]:
+    """Tenant and video of a hash."""
+    tenant, video = place[place.index("{") + 1 : -1].split("/")
+    return tenant, video
 
 
 def _key(tenant: str, video: str, field: str) -> BlockKey:

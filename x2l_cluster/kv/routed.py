@@ -68,6 +68,13 @@ class RoutedKV(SingleStore):
         for store in self._all:
             yield from store.keys(tenant, video)
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        return iter({video for store in self._all for video in store.videos()})
+
+    def places(self) -> Iterator[KVStore]:  # type: ignore[override]
+        for store in self._all:
+            yield from store.places()
+
     def held_bytes(self, tenant: str | None = None) -> int:
         return sum(store.held_bytes(tenant) for store in self._all)
 

@@ -124,6 +124,14 @@ class KVStore(Protocol):
         """Keys of every blob of a video, in no order. For sweeps, never on the way of a request."""
         ...
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        """Tenant and video of every blob, each pair once, in no order. Walks all of the store: for sweeps."""
+        ...
+
+    def places(self) -> Iterator[KVStore]:
+        """The stores of one place each that this one is made of, as they were opened; for who looks after them."""
+        ...
+
     def held_bytes(self, tenant: str | None = None) -> int:
         """Bytes of blobs held, of one tenant or of all. For budgets and reports, never on the way of a request."""
         ...
@@ -148,6 +156,9 @@ class SingleStore:
 
     def prefetch(self, keys: Iterable[BlockKey]) -> None:
         """There is nowhere faster to bring them."""
+
+    def places(self: KVStore) -> Iterator[KVStore]:
+        yield self
 
     def close(self) -> None:
         """Nothing to let go of."""

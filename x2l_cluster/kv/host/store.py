@@ -228,6 +228,12 @@ class HostKV(SingleStore):
             texts = [tables.text(slot) for slot in tables.ready(video=hash_of(prefix))]
         return iter([key_of(text) for text in texts if text.startswith(prefix)])
 
+    def videos(self) -> Iterator[tuple[str, str]]:
+        self._check()
+        with errors_as_store(self._arena.path), self._arena.reading() as tables:
+            keys = [key_of(tables.text(slot)) for slot in tables.ready()]
+        return iter({(key.tenant, key.video) for key in keys})
+
     def held_bytes(self, tenant: str | None = None) -> int:
         self._check()
         prefix = b"" if tenant is None else prefix_of(tenant)

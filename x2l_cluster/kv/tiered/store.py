@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from time import monotonic
+from typing import TypeVar
 
 from x2l_cluster.errors import BlockCorrupt, BlockMissing, StoreUnavailable, X2LError
 from x2l_cluster.kv.measured import Measured, reason_of
@@ -21,6 +22,7 @@ from x2l_cluster.kv.tiered.rungs import Rung, ways
 from x2l_cluster.metrics import KV_MISSES, KV_PROMOTIONS, kind_of
 from x2l_cluster.types import BlockKey, Kind, Tier
 
+T = TypeVar("T")
 _THREADS = 64
 """Fetches of a process at once. How many bytes move at once is the tiers' own business."""
 _BUSY = 8
@@ -268,10 +270,21 @@ class TieredKV(SingleStore):
 
     def keys(self, tenant: str, video: str) -> Iterator[BlockKey]:
         """Copies included, so that a sweep finds those whose home is gone; of a tier of copies only, if it answers."""
-        found: set[BlockKey] = set()
+        return self._in_all(lambda store: store.keys(tenant, video))
+
+    def videos(self) -> Iterator[tuple[str, str]]:
+        """As :meth:`keys`."""
+        return self._in_all(lambda store: store.videos())
+
+    def places(self) -> Iterator[KVStore]:  # type: ignore[override]
+        for rung in self._rungs:
+            yield from rung.store.places()
+
+    def _in_all(self, look: Callable[[KVStore], Iterator[T]]) -> Iterator[T]:
+        found: set[T] = set()
         for rung in self._rungs:
             try:
-                found.update(rung.store.keys(tenant, video))
+                found.update(look(rung.store))
             except StoreUnavailable:
                 if rung.home:
                     raise
