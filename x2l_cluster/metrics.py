@@ -82,6 +82,16 @@ CHUNKS_SEALED: Final = Counter("x2l_chunks_sealed", "Chunks published.")
 VIDEO_S: Final = Counter("x2l_video_seconds", "Seconds of video sealed.")
 REPAIRS: Final = Counter("x2l_repairs", "Indexes made again since a store had lost part of them.", ["outcome"])
 
+# --- looking after the stores ---------------------------------------------------------------------------------------
+
+JANITOR_REMOVED: Final = Counter(
+    "x2l_janitor_removed", "Videos whose time was over, fine detail whose time was, blobs that nothing named.", ["what"]
+)
+JANITOR_FREED_BYTES: Final = Counter("x2l_janitor_freed_bytes", "Bytes freed by that.", ["what"])
+JANITOR_PASSED_AT_S: Final = Gauge(
+    "x2l_janitor_passed_timestamp_seconds", "When a pass of the janitor last had nothing to complain of."
+)
+
 # --- the service ----------------------------------------------------------------------------------------------------
 
 REQUESTS: Final = Counter("x2l_requests", "Requests answered.", ["route", "status"])

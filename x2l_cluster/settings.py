@@ -26,6 +26,18 @@ class Settings(BaseSettings):
     sources: str | None = Field(
         None, description="where originals are kept instead: a folder or an fsspec URL (s3://…)"
     )
+    keep_s: float | None = Field(
+        None, ge=1, description="seconds after it was indexed a video is deleted by the janitor; by default never"
+    )
+    fine_s: float | None = Field(
+        None, ge=1, description="seconds after it was indexed a video's fine detail is let go of; by default never"
+    )
+    sweep_every_s: float = Field(
+        3600.0, ge=0, description="seconds between two looks of the janitor for blobs that nothing names"
+    )
+    push_url: str | None = Field(
+        None, description="a Prometheus Pushgateway that the janitor tells its metrics; by default it only logs"
+    )
     prefill_min: int = Field(0, ge=0, description="prefill workers that are kept even when nothing waits")
     prefill_max: int = Field(4, ge=1, description="prefill workers at most; how many there are follows the queue")
     api_keys: Literal["open", "required"] = Field(

@@ -430,6 +430,8 @@ class Manifest:
     status: IndexStatus = IndexStatus.INDEXING
     info: VideoInfo
     source: SourceRef | None = None
+    made_s: float = 0.0
+    """When indexing last published something of it, in seconds since 1970: how old it is goes by that."""
     chunks: tuple[ChunkRow, ...] = ()
 
     @property
@@ -466,6 +468,11 @@ class Manifest:
             chunk=chunk,
             stripe=stripe,
         )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all blobs the rows name, whatever of them a store may have lost."""
+        return sum(ref.size_bytes for row in self.chunks for ref in row.blocks.values())
 
     def size_bytes(self, kind: str) -> int:
         return sum(row.blocks[kind].size_bytes for row in self.chunks if kind in row.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -444,6 +445,51 @@ def test_deleting_forgets_everything_of_the_video_and_nothing_else(maker: Maker)
             assert look.manifest("ada", "v10") == kept
             assert look.manifest("bob", "v1") == theirs
         assert not store.delete("ada", "v1")
+
+
+def test_one_recipe_is_forgotten_while_another_stays(maker: Maker) -> None:
+    with maker() as store, maker() as other:
+        finish(store, seal(store, begin(store), 0))
+        kept = finish(store, seal(store, begin(store, recipe=OTHER), 0, 1))
+        store.bind("ada", "c1", "v1")
+        assert other.manifest("ada", "v1", RECIPE.digest).chunks
+        assert store.delete("ada", "v1", RECIPE.digest)
+        assert not store.delete("ada", "v1", RECIPE.digest)
+        for look in (store, other):
+            with pytest.raises(UnknownVideo):
+                look.manifest("ada", "v1", RECIPE.digest)
+            assert look.manifest("ada", "v1") == look.manifest("ada", "v1", OTHER.digest) == kept
+            assert look.find("ada", "c1") == "v1"
+        with pytest.raises(UnknownVideo):  # who still worked on it
+            store.seal("ada", "v1", RECIPE.digest, kept.epoch - 1, row(1, kept.epoch - 1))
+        assert store.delete("ada", "v1", OTHER.digest), "the last one takes all with it"
+        for look in (store, other):
+            assert (look.videos("ada"), look.find("ada", "c1")) == ([], None)
+        assert not store.delete("ada", "v1")
+
+
+def test_a_list_tells_how_much_is_kept_how_old_it_is_and_whether_it_is_fine(maker: Maker) -> None:
+    with maker() as store, maker() as other:
+        earliest = time.time()
+        before = finish(store, seal(store, begin(store), 0, 1))
+        (record,) = other.videos("ada")
+        assert (record.stored_bytes, record.fine_bytes) == (600, 200)
+        assert earliest <= record.made_s == before.made_s <= time.time()
+        after = store.decay("ada", "v1", RECIPE.digest)
+        (record,) = other.videos("ada")
+        assert (record.stored_bytes, record.fine_bytes) == (400, 0)
+        assert record.made_s == after.made_s == before.made_s, "what lets go makes nothing new"
+        assert begin(store).made_s > before.made_s
+
+
+def test_who_was_ever_here_and_how_far_epochs_have_come_is_known(maker: Maker) -> None:
+    with maker() as store, maker() as other:
+        assert (other.tenants(), other.epoch("ada")) == ([], 0)
+        first = begin(store)
+        begin(store, tenant="bob")
+        assert (other.tenants(), other.epoch("ada")) == (["ada", "bob"], first.epoch)
+        store.delete("ada", "v1")
+        assert (other.tenants(), other.epoch("ada")) == (["ada", "bob"], first.epoch)
 
 
 def test_a_binding_alone_can_be_deleted(store: StateStore) -> None:

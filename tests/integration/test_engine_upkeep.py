@@ -12,11 +12,11 @@ import pytest
 from tests.engines import SMALL, calibration, engine, mosaic
 from tests.tiny import qwen3_vl
 from x2l_cluster.engine import Generation, VideoEngine
-from x2l_cluster.engine.upkeep import orphaned
 from x2l_cluster.errors import Cancelled, KVMissing, ManifestConflict, ModelMismatch, SourceMissing, UnknownVideo
 from x2l_cluster.kv.evict import Limits
 from x2l_cluster.kv.evictor import Evictor
 from x2l_cluster.kv.memory import MemoryKV
+from x2l_cluster.stores.upkeep import orphaned
 from x2l_cluster.types import Kind, Manifest
 
 QUESTION = "What code is shown with the red star?"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
+from tests.manifests.kubectl import ROOT
 from tests.manifests.rendered import OVERLAYS, named, objects, pods
 from tests.manifests.valkeys import Store, client, expanded, running
 from x2l_cluster.kv.evict import Limits
@@ -18,7 +23,7 @@ from x2l_cluster.kv.evictor import Evictor
 from x2l_cluster.kv.open import open_kv, split_tiers
 from x2l_cluster.kv.remote import RemoteKV
 from x2l_cluster.state.open import open_state
-from x2l_cluster.types import BlockKey, Kind
+from x2l_cluster.types import BlockKey, Kind, Recipe, VideoInfo
 
 ROLES = ("gateway", "prefill", "answer", "janitor")
 
@@ -173,6 +178,41 @@ def test_the_janitor_evicts_what_workers_keep(overlay, tmp_path):
             with worker.turn() as free:
                 assert free is not None, "it left its turn to others"
             assert janitor.held_bytes() == 0
+
+
+@pytest.mark.parametrize("overlay", ["dev", "ha"])
+def test_the_janitor_makes_its_pass_as_it_is_started(overlay, tmp_path):
+    """Its command in its environment, on stores that hold what it should delete, with its own rights."""
+    (pod,) = (pod for pod in pods(objects(overlay)) if pod.component == "janitor")
+    (container,) = pod.containers
+    with running(overlay, "state", tmp_path / "state") as state, running(overlay, "kv", tmp_path / "kv") as kv:
+        until(lambda: len(kv.places) == 1 or all(is_whole(place.socket) for place in kv.places))
+        urls, env = (
+            {name: at(value, state, kv) for name, value in told(overlay, role, tmp_path).items()}
+            for role in ("prefill", "janitor")
+        )
+        info = VideoInfo(duration_s=8.0, width=1, height=1, fps=1.0)
+        with open_state(urls["X2L_STATE"]) as manifests, open_kv(urls["X2L_STORE"]) as tiers:
+            recipe = manifests.begin("local", "gone", Recipe(family="tiny", weights="w"), info).recipe.digest
+            fine = [replace(block("gone", chunk), recipe=recipe) for chunk in range(8)]
+            blobs = [*fine, *(replace(key, kind=Kind.H) for key in fine)]
+            for key in blobs:
+                tiers.put(key, b"blob")
+            manifests.delete("local", "gone")
+        words = [sys.executable, *container["command"][1:], "--json"]
+        env |= {"PYTHONPATH": str(ROOT), "X2L_SOURCES": str(tmp_path / "sources")}
+        done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        report = json.loads(done.stdout)
+        assert (done.returncode, report["problems"], report["orphans"]) == (0, {}, len(blobs)), done.stderr
+        with open_kv(urls["X2L_STORE"]) as tiers:
+            assert list(tiers.keys("local", "gone")) == []
+
+
+def at(url: str, state: Store, kv: Store) -> str:
+    """The stores, where they are here."""
+    return url.replace("@valkey-state:", f"@{state.places[0].address}:").replace(
+        "@valkey-kv:", f"@{kv.places[0].address}:"
+    )
 
 
 def served(url: str, kv: Store) -> str:

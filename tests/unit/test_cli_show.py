@@ -57,8 +57,11 @@ RECORD = VideoRecord(
     status=IndexStatus.READY,
     info=VideoInfo(duration_s=192.0, width=64, height=64, fps=4.0),
     source=SourceRef(id="c", name="[red]a long name.mp4\x1b[2J", size_bytes=1),
+    made_s=1.0,
     chunks=12,
     covered=Span(start_s=0, end_s=192),
+    stored_bytes=1,
+    fine_bytes=0,
 )
 
 

@@ -89,7 +89,7 @@ def _decoder() -> str:
 
 
 def _store(url: str, elsewhere: Mapping[str, str | None]) -> str:
-    from x2l_cluster.engine import Stores
+    from x2l_cluster.stores import Stores
 
     stores = Stores.open(url, **elsewhere)
     try:

@@ -19,9 +19,9 @@ from x2l_cluster.types import LOCAL_TENANT
 
 if TYPE_CHECKING:
     from x2l_cluster.engine import VideoEngine
-    from x2l_cluster.engine.stores import Stores
     from x2l_cluster.settings import Settings
     from x2l_cluster.state.base import StateStore
+    from x2l_cluster.stores import Stores
 
 _STOPPING = b"\nstopping at the next chunk boundary; sealed chunks are kept (Ctrl-C again to stop at once)\n"
 
@@ -52,7 +52,7 @@ def state(store: str | None) -> Iterator[StateStore]:
 @contextmanager
 def stores(store: str | None, fine_store: str | None) -> Iterator[Stores]:
     """Everything kept of videos, without a model."""
-    from x2l_cluster.engine.stores import Stores
+    from x2l_cluster.stores import Stores
 
     wanted = settings()
     opened = Stores.open(

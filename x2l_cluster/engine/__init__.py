@@ -8,9 +8,9 @@ from x2l_cluster.engine.engine import VideoEngine
 from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.loop import AnswerLoop, Limits
 from x2l_cluster.engine.prefill import Prefilled, Prefiller
-from x2l_cluster.engine.stores import Stores
 from x2l_cluster.engine.ticket import Completed, Delta, Event, Evidenced, Failed, Planned, Ticket
 from x2l_cluster.engine.work import Asked
+from x2l_cluster.stores import Stores
 
 __all__ = [
     "AnswerLoop",

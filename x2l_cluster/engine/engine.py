@@ -16,7 +16,6 @@ from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.prefill import Prefilled
 from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.search import Hit
-from x2l_cluster.engine.stores import Stores
 from x2l_cluster.engine.upkeep import check_model, counted_repair, source_of
 from x2l_cluster.engine.work import Asked
 from x2l_cluster.errors import InvalidInput, KVMissing, UnknownVideo, X2LError
@@ -24,6 +23,7 @@ from x2l_cluster.kv.stripes import STRIPE_BYTES
 from x2l_cluster.models import VideoLM, load_model
 from x2l_cluster.select import Calibration, get_scorer
 from x2l_cluster.state.base import VideoRecord
+from x2l_cluster.stores import Stores
 from x2l_cluster.types import (
     LOCAL_TENANT,
     Answer,

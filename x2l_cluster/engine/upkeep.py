@@ -1,33 +1,14 @@
-"""Letting go of what a video can be answered without, and making it again."""
+"""Making again what a video has lost, and saying what it has let go of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from x2l_cluster.errors import ModelMismatch, SourceMissing, UnknownVideo, X2LError
-from x2l_cluster.kv.store import KVStore
-from x2l_cluster.metrics import KV_EVICTIONS, REPAIRS, kind_of
+from x2l_cluster.errors import ModelMismatch, SourceMissing, X2LError
+from x2l_cluster.metrics import REPAIRS
 from x2l_cluster.models import VideoLM
-from x2l_cluster.state.base import StateStore
 from x2l_cluster.types import Kind, Manifest, SourceRef
-
-
-def decay(manifest: Manifest, *, kv: KVStore, state: StateStore) -> Manifest:
-    """Lets go of the fine blocks of an index: first no row names them any more, then they go.
-
-    Raises UnknownVideo, ManifestConflict while it is being indexed, StoreUnavailable (it can be called again then).
-    """
-    tenant, video, recipe = manifest.tenant, manifest.video, manifest.recipe.digest
-    left = state.decay(tenant, video, recipe)
-    gone = [
-        key
-        for key in kv.keys(tenant, video)
-        if key.recipe == recipe and kind_of(key.kind) == Kind.L and key.epoch <= left.epoch  # later: of a repair
-    ]
-    kv.delete(gone)
-    KV_EVICTIONS.labels(kv.route(Kind.L).tier.value, str(Kind.L), "decay").inc(len(gone))
-    return left
 
 
 def let_go(manifest: Manifest) -> str | None:
@@ -37,19 +18,6 @@ def let_go(manifest: Manifest) -> str | None:
         return None
     of_what = "this video" if lacking == len(manifest.chunks) else f"{lacking} of {len(manifest.chunks)} chunks"
     return f"fine detail of {of_what} is not kept any more; `x2l refresh` makes it again"
-
-
-def orphaned(state: StateStore) -> Callable[[str, str], bool]:
-    """Whether a tenant's video has no manifest, for an evictor: its blobs are what a deletion did not reach."""
-
-    def without_manifest(tenant: str, video: str) -> bool:
-        try:
-            state.manifest(tenant, video)
-        except UnknownVideo:
-            return True
-        return False
-
-    return without_manifest
 
 
 def check_model(manifest: Manifest, lm: VideoLM) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import cast
 
 from x2l_cluster.errors import StoreFull
+from x2l_cluster.kv.evict import Limits
 from x2l_cluster.kv.evictor import Evictable, Evictor
-from x2l_cluster.kv.store import ANY, Buffer, Fetched, SingleStore, Want
+from x2l_cluster.kv.store import ANY, Buffer, Fetched, KVStore, SingleStore, Want
 from x2l_cluster.metrics import KV_BUDGET_BYTES, KV_HELD_BYTES, LIVE, Reading
 from x2l_cluster.types import BlockKey, Tier
 
@@ -17,6 +19,19 @@ _ATTEMPTS = 3
 _GRAIN = 1 / 64
 """Share of the budget that is written before the store is asked again how much it holds. Of many processes each may be
 mistaken by so much about what the others wrote; a server's own bound is hard."""
+
+
+def evictor_of(place: KVStore, *, orphaned: Callable[[str, str], bool] | None = None) -> Evictor | None:
+    """Who keeps a place within its bound, for whoever does so from outside; None where there is none to keep to.
+
+    The bound is that of a :class:`BoundedKV`, else what the place itself says it can hold (a server's ``maxmemory``).
+    An arena keeps to its own. ``orphaned`` as of :class:`.Evictor`.
+    """
+    if isinstance(place, BoundedKV):
+        return Evictor(place.evictor.store, place.evictor.limits, orphaned=orphaned)
+    capacity = getattr(place, "capacity_bytes", None)
+    budget = capacity() if capacity is not None else None
+    return Evictor(cast(Evictable, place), Limits(budget_bytes=budget), orphaned=orphaned) if budget else None
 
 
 class BoundedKV(SingleStore):

@@ -204,7 +204,7 @@ class FaultyKV(SingleStore):
     def videos(self) -> Iterator[tuple[str, str]]:
         return self._store.videos()
 
-    def places(self) -> Iterator[KVStore]:  # type: ignore[override]
+    def places(self) -> Iterator[KVStore]:
         return self._store.places()
 
     def held_bytes(self, tenant: str | None = None) -> int:

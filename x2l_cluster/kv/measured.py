@@ -75,7 +75,7 @@ class Measured(SingleStore):
     def videos(self) -> Iterator[tuple[str, str]]:
         return self.store.videos()
 
-    def places(self) -> Iterator[KVStore]:  # type: ignore[override]
+    def places(self) -> Iterator[KVStore]:
         return self.store.places()
 
     def held_bytes(self, tenant: str | None = None) -> int:

@@ -71,7 +71,7 @@ class RoutedKV(SingleStore):
     def videos(self) -> Iterator[tuple[str, str]]:
         return iter({video for store in self._all for video in store.videos()})
 
-    def places(self) -> Iterator[KVStore]:  # type: ignore[override]
+    def places(self) -> Iterator[KVStore]:
         for store in self._all:
             yield from store.places()
 

@@ -29,8 +29,14 @@ class VideoRecord:
     status: IndexStatus
     info: VideoInfo
     source: SourceRef | None
+    made_s: float
+    """As of a manifest."""
     chunks: int
     covered: Span
+    stored_bytes: int
+    """Of all blobs its rows name."""
+    fine_bytes: int
+    """Of the fine ones among them."""
 
 
 class StateStore(Protocol):
@@ -107,6 +113,14 @@ class StateStore(Protocol):
         """The manifest of that recipe; without one, the newest that is READY, else the newest. Raises UnknownVideo."""
         ...
 
+    def tenants(self) -> list[str]:
+        """Who has a manifest or had one; sorted. Walks all of the state: for sweeps, never on the way of a request."""
+        ...
+
+    def epoch(self, tenant: str) -> int:
+        """The highest that was given out; 0 when none was. Blobs of a later one tell that this state is too old."""
+        ...
+
     def videos(self, tenant: str) -> list[VideoRecord]:
         """One record a video and recipe, sorted by video, newest last."""
         ...
@@ -119,8 +133,10 @@ class StateStore(Protocol):
         """The video with that content."""
         ...
 
-    def delete(self, tenant: str, video: str) -> bool:
-        """Forgets the video, all its recipes and bindings at once. Tells whether there was anything.
+    def delete(self, tenant: str, video: str, recipe_digest: str | None = None) -> bool:
+        """Forgets the video, all its recipes and bindings at once; or only one recipe, and with the last one all.
+
+        Tells whether there was anything.
 
         Comes before the deletion of blobs, so that no manifest names what is gone. The epoch counter stays.
         """

@@ -19,6 +19,7 @@ from x2l_cluster.types import (
     BlockRef,
     ChunkRow,
     IndexStatus,
+    Kind,
     Manifest,
     Packed,
     Recipe,
@@ -28,7 +29,7 @@ from x2l_cluster.types import (
     check_name,
 )
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 MAX_RECORD_BYTES: Final = 1 << 20
 _MAX_STRIPES: Final = 1 << 16
 """Of one block: 48 GiB, far above any; a damaged row must not have readers make keys without end."""
@@ -37,7 +38,8 @@ _T = TypeVar("_T")
 
 
 class Head(NamedTuple):
-    """A manifest without its rows: how many it has, what they cover, and the epoch it was first begun under.
+    """A manifest without its rows: how many it has, what they cover, the bytes they name, fine ones among them,
+    and the epoch it was first begun under.
 
     ``born`` tells a manifest from one of the same name that was deleted before.
     """
@@ -46,6 +48,8 @@ class Head(NamedTuple):
     born: int
     chunks: int
     covered: Span
+    stored_bytes: int
+    fine_bytes: int
 
 
 def encode_head(manifest: Manifest, born: int) -> bytes:
@@ -65,6 +69,9 @@ def encode_head(manifest: Manifest, born: int) -> bytes:
             "source": asdict(manifest.source) if manifest.source else None,
             "chunks": len(manifest.chunks),
             "covered": [manifest.span.start_s, manifest.span.end_s],
+            "made": manifest.made_s,
+            "bytes": manifest.stored_bytes,
+            "fine": manifest.size_bytes(Kind.L),
         }
     )
 
@@ -102,10 +109,12 @@ def decode_head(data: bytes) -> Head:
             status=IndexStatus(head["status"]),
             info=_record(VideoInfo, head["info"]),
             source=None if source is None else _record(SourceRef, source),
+            made_s=_moment(head["made"]),
         )
         start_s, end_s = head["covered"]
         covered = Span(start_s=_float(start_s), end_s=_float(end_s))
-        return Head(manifest, _int(head["born"]), _int(head["chunks"]), covered)
+        born, chunks = _int(head["born"]), _int(head["chunks"])
+        return Head(manifest, born, chunks, covered, _int(head["bytes"]), _int(head["fine"]))
     except (LookupError, TypeError, ValueError, AttributeError, X2LError) as error:
         raise _corrupt("head of a manifest", error) from error
 
@@ -201,6 +210,12 @@ def _int(value: Any) -> int:
 def _float(value: Any) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _moment(value: Any) -> float:
+    if not 0 <= _float(value) < 1e12:
+        raise ValueError(f"{value!r} is no moment")
     return float(value)
 
 

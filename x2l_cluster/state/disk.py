@@ -53,14 +53,17 @@ class DiskShelf:
     def next_epoch(self, tenant: str) -> int:
         with self._writing(tenant) as folder:
             path = folder / ".epoch"
-            try:
-                epoch = int(path.read_text()) + 1 if path.exists() else 1
-            except ValueError as error:
-                raise ManifestCorrupt(
-                    f"{path} holds no number: put one there that is above every epoch used"
-                ) from error
+            epoch = _epoch(path) + 1
             replace_file(path, str(epoch).encode(), folder / ".new")
             return epoch
+
+    def epoch(self, tenant: str) -> int:
+        with errors_as_store(self._root):
+            return _epoch(self._root / tenant / ".epoch")
+
+    def tenants(self) -> list[str]:
+        with errors_as_store(self._root):
+            return [path.parent.name for path in self._root.glob("*/.epoch")]
 
     def read(self, slot: Slot, after: int = 0) -> Snapshot | None:
         with errors_as_store(self._root):
@@ -107,17 +110,21 @@ class DiskShelf:
                         heads.append(_open(path.read_bytes(), Slot(tenant, *path.parts[-3:-1]))[2])
         return heads
 
-    def drop(self, tenant: str, video: str) -> bool:
+    def drop(self, tenant: str, video: str, recipe: str | None = None) -> bool:
         with self._writing(tenant) as folder:
+            if recipe is not None:
+                head = self._head(Slot(tenant, video, recipe))
+                if not head.exists():
+                    return False
+                if any(other != head for other in (folder / video).glob("*/head")):
+                    self._trash(folder, head.parent)
+                    return True
             bindings = self._bindings(tenant)
             kept = {content: bound for content, bound in bindings.items() if bound != video}
             gone = len(kept) < len(bindings)
             with suppress(FileNotFoundError):
-                trash = folder / f".trash-{uuid4().hex}"
-                os.rename(folder / video, trash)
-                sync_folders(folder, folder)
+                self._trash(folder, folder / video)
                 gone = True
-                shutil.rmtree(trash)
             if len(kept) < len(bindings):
                 self._keep_bindings(folder, kept)
             return gone
@@ -148,6 +155,13 @@ class DiskShelf:
                     shutil.rmtree(trash)
                 yield folder
 
+    def _trash(self, folder: Path, gone: Path) -> None:
+        """Away at once; then freed, by the next writer if this one dies."""
+        trash = folder / f".trash-{uuid4().hex}"
+        os.rename(gone, trash)
+        sync_folders(gone.parent, folder)
+        shutil.rmtree(trash)
+
     def _folder(self, slot: Slot) -> Path:
         return self._root.joinpath(*slot)
 
@@ -170,6 +184,15 @@ class DiskShelf:
         else:
             (folder / ".content").unlink()
             sync_folders(folder, folder)
+
+
+def _epoch(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError as error:
+        raise ManifestCorrupt(f"{path} holds no number: put one there that is above every epoch used") from error
 
 
 def _open(envelope: bytes, slot: Slot) -> tuple[str, int, bytes]:

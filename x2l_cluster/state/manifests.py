@@ -7,6 +7,7 @@ there are. A refusal, or a step that changes nothing, is never believed of a rem
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,10 +36,10 @@ class _Seen:
 
 
 class Manifests:
-    """Manifests on a shelf."""
+    """Manifests on a shelf. ``clock`` gives seconds since 1970."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+    def __init__(self, shelf: Shelf, *, clock: Callable[[], float] = time.time) -> None:
+        self._shelf, self._clock = shelf, clock
         self._seen: OrderedDict[Slot, _Seen] = OrderedDict()
         self._lock = Lock()
 
@@ -72,7 +73,7 @@ class Manifests:
         def step(old: Manifest | None) -> Manifest:
             return steps.decay(_known(old, slot), self._shelf.next_epoch(tenant))
 
-        return self._change(slot, step, remembered=False)
+        return self._change(slot, step, remembered=False, made=False)
 
     def finish(
         self, tenant: str, video: str, recipe_digest: str, epoch: int, info: VideoInfo | None = None
@@ -80,11 +81,12 @@ class Manifests:
         slot = _slot(tenant, video, recipe_digest)
         return self._change(slot, lambda old: steps.finish(_known(old, slot), epoch, info))
 
-    def delete(self, tenant: str, video: str) -> bool:
-        dropped = self._shelf.drop(check_name("tenant", tenant), check_name("video", video))
+    def delete(self, tenant: str, video: str, recipe_digest: str | None = None) -> bool:
+        slot = _slot(tenant, video, "any" if recipe_digest is None else recipe_digest)
+        dropped = self._shelf.drop(tenant, video, recipe_digest)
         with self._lock:
-            for slot in [slot for slot in self._seen if slot[:2] == (tenant, video)]:
-                del self._seen[slot]
+            for seen in [seen for seen in self._seen if seen[:2] == slot[:2] and recipe_digest in (None, seen.recipe)]:
+                del self._seen[seen]
         return dropped
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -100,10 +102,17 @@ class Manifests:
         seen = self._read(slot)
         return _known(seen.manifest if seen else None, slot)
 
+    def tenants(self) -> list[str]:
+        return sorted(self._shelf.tenants())
+
+    def epoch(self, tenant: str) -> int:
+        return self._shelf.epoch(check_name("tenant", tenant))
+
     def videos(self, tenant: str) -> list[VideoRecord]:
         records = []
-        for head in self._shelf.heads(check_name("tenant", tenant)):
-            manifest, _, chunks, covered = decode_head(head)
+        for raw in self._shelf.heads(check_name("tenant", tenant)):
+            head = decode_head(raw)
+            manifest = head.manifest
             records.append(
                 VideoRecord(
                     tenant=manifest.tenant,
@@ -114,8 +123,11 @@ class Manifests:
                     status=manifest.status,
                     info=manifest.info,
                     source=manifest.source,
-                    chunks=chunks,
-                    covered=covered,
+                    made_s=manifest.made_s,
+                    chunks=head.chunks,
+                    covered=head.covered,
+                    stored_bytes=head.stored_bytes,
+                    fine_bytes=head.fine_bytes,
                 )
             )
         return sorted(records, key=lambda record: (record.video, record.epoch))
@@ -147,8 +159,12 @@ class Manifests:
         step: Callable[[Manifest | None], Manifest],
         *,
         remembered: bool = True,
+        made: bool = True,
     ) -> Manifest:
-        """Reads, steps and swaps until it holds; at first with the manifest as last seen, if ``remembered``."""
+        """Reads, steps and swaps until it holds; at first with the manifest as last seen, if ``remembered``.
+
+        ``made``: whether what the step changes makes the index new.
+        """
         seen = self._recall(slot) if remembered else None
         current = False
         for _ in range(_ATTEMPTS):
@@ -164,6 +180,7 @@ class Manifests:
                 if current:
                     return new
             elif new is not None:
+                new = replace(new, made_s=self._clock()) if made else new
                 born = seen.born if seen else new.epoch
                 head = encode_head(new, born)
                 records = [encode_row(row) for row in _changed(seen.manifest if seen else None, new)]
@@ -189,7 +206,7 @@ class Manifests:
         return self._merge(slot, whole, ()) if whole else None
 
     def _merge(self, slot: Slot, snapshot: Snapshot, rows: tuple[ChunkRow, ...]) -> _Seen:
-        manifest, born, chunks, _ = decode_head(snapshot.head)
+        manifest, born, chunks, *_ = decode_head(snapshot.head)
         if (manifest.tenant, manifest.video, manifest.recipe.digest) != slot:
             raise ManifestCorrupt(
                 f"the manifest kept for {'/'.join(slot)} is another one's: delete the video and index it again"

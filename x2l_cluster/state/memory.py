@@ -33,6 +33,14 @@ class MemoryShelf:
             self._epochs[tenant] += 1
             return self._epochs[tenant]
 
+    def epoch(self, tenant: str) -> int:
+        with self._lock:
+            return self._epochs[tenant]
+
+    def tenants(self) -> list[str]:
+        with self._lock:
+            return list(self._epochs)
+
     def read(self, slot: Slot, after: int = 0) -> Snapshot | None:
         with self._lock:
             if slot not in self._slots:
@@ -53,10 +61,13 @@ class MemoryShelf:
         with self._lock:
             return [head for at, (head, _) in self._slots.items() if at.tenant == tenant and video in (None, at.video)]
 
-    def drop(self, tenant: str, video: str) -> bool:
+    def drop(self, tenant: str, video: str, recipe: str | None = None) -> bool:
         with self._lock:
-            slots = [slot for slot in self._slots if slot[:2] == (tenant, video)]
+            all_slots = [slot for slot in self._slots if slot[:2] == (tenant, video)]
+            slots = [slot for slot in all_slots if recipe in (None, slot.recipe)]
             content = [key for key, bound in self._content.items() if (key[0], bound) == (tenant, video)]
+            if recipe is not None and (not slots or len(slots) < len(all_slots)):
+                content = []  # of another recipe
             for slot in slots:
                 del self._slots[slot]
             for key in content:

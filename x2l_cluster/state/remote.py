@@ -38,7 +38,15 @@ return redis.call('LLEN', KEYS[2])
 """
 
 _DROP = """
--- KEYS: heads, videos, content, bound; ARGV: video, log prefix. The logs named here share the hash tag of KEYS.
+-- KEYS: heads, videos, content, bound; ARGV: video, log prefix, a recipe or ''. The logs named here share the hash tag
+-- of KEYS.
+if ARGV[3] ~= '' then
+  if redis.call('HEXISTS', KEYS[1], ARGV[3]) == 0 then return 0 end
+  if redis.call('HLEN', KEYS[1]) > 1 then
+    redis.call('UNLINK', ARGV[2] .. ARGV[3])
+    return redis.call('HDEL', KEYS[1], ARGV[3])
+  end
+end
 local gone = redis.call('SREM', KEYS[2], ARGV[1])
 for _, recipe in ipairs(redis.call('HKEYS', KEYS[1])) do redis.call('UNLINK', ARGV[2] .. recipe) end
 for _, digest in ipairs(redis.call('SMEMBERS', KEYS[4])) do gone = gone + redis.call('HDEL', KEYS[3], digest) end
@@ -79,6 +87,15 @@ class RemoteShelf:
         with errors_as_store(self._where):
             return int(self._client.incr(_key(tenant, "epoch")))
 
+    def epoch(self, tenant: str) -> int:
+        with errors_as_store(self._where):
+            return int(self._client.get(_key(tenant, "epoch")) or 0)
+
+    def tenants(self) -> list[str]:
+        with errors_as_store(self._where):
+            found = {key.decode() for key in self._client.scan_iter(match=_key("*", "epoch"), count=1000)}
+        return [key[key.index("{") + 1 : key.rindex("}")] for key in found]
+
     def read(self, slot: Slot, after: int = 0) -> Snapshot | None:
         with errors_as_store(self._where):
             found = self._read(keys=[_heads(slot), _log(slot)], args=[slot.recipe, after])
@@ -101,11 +118,11 @@ class RemoteShelf:
                 batch.hvals(_key(tenant, "heads", name))
             return [head for heads in batch.execute() for head in heads]
 
-    def drop(self, tenant: str, video: str) -> bool:
+    def drop(self, tenant: str, video: str, recipe: str | None = None) -> bool:
         names = (("heads", video), ("videos",), ("content",), ("bound", video))
         with errors_as_store(self._where):
             keys = [_key(tenant, *name) for name in names]
-            return bool(self._drop(keys=keys, args=[video, _key(tenant, "log", video, "")]))
+            return bool(self._drop(keys=keys, args=[video, _key(tenant, "log", video, ""), recipe or ""]))
 
     def bind(self, tenant: str, content: str, video: str) -> str:
         with errors_as_store(self._where):

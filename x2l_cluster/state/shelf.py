@@ -36,6 +36,14 @@ class Shelf(Protocol):
         """A number above all earlier ones of this tenant, deletions or not."""
         ...
 
+    def epoch(self, tenant: str) -> int:
+        """The last such number; 0 before the first."""
+        ...
+
+    def tenants(self) -> list[str]:
+        """Who was ever given such a number, in no order."""
+        ...
+
     def read(self, slot: Slot, after: int = 0) -> Snapshot | None:
         """One consistent snapshot; None when nothing is there. ``after`` is a cursor of an earlier answer, or 0."""
         ...
@@ -51,8 +59,11 @@ class Shelf(Protocol):
         """Heads of all manifests of a video, or of the tenant."""
         ...
 
-    def drop(self, tenant: str, video: str) -> bool:
-        """Removes all manifests and bindings of a video at once; tells whether there was anything."""
+    def drop(self, tenant: str, video: str, recipe: str | None = None) -> bool:
+        """Removes all manifests and bindings of a video at once; tells whether there was anything.
+
+        With a recipe only that one's, and the bindings if it was the last.
+        """
         ...
 
     def bind(self, tenant: str, content: str, video: str) -> str:

@@ -23,6 +23,7 @@ class Quotas:
         kv_bytes: of stored blocks.
         active_jobs: jobs that have not ended.
         questions_per_min: over time; after a pause so many at once.
+        keep_s: seconds a video is kept after it was indexed; None: as long as the service keeps any.
     """
 
     videos: int | None = None
@@ -30,6 +31,7 @@ class Quotas:
     kv_bytes: int | None = None
     active_jobs: int | None = None
     questions_per_min: int | None = None
+    keep_s: int | None = None
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -276,7 +276,7 @@ class TieredKV(SingleStore):
         """As :meth:`keys`."""
         return self._in_all(lambda store: store.videos())
 
-    def places(self) -> Iterator[KVStore]:  # type: ignore[override]
+    def places(self) -> Iterator[KVStore]:
         for rung in self._rungs:
             yield from rung.store.places()
 

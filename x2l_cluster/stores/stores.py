@@ -1,4 +1,4 @@
-"""Where an engine keeps things: one URL for everything, with fine blocks elsewhere if wanted."""
+"""Where things are kept: one URL for everything, with fine blocks, state or originals elsewhere if wanted."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from x2l_cluster.engine.upkeep import decay
 from x2l_cluster.errors import InvalidInput, ManifestCorrupt, UnknownVideo
 from x2l_cluster.kv.open import bare, open_kv
 from x2l_cluster.kv.store import KVStore
 from x2l_cluster.state.base import StateStore
 from x2l_cluster.state.open import open_state
+from x2l_cluster.stores.upkeep import decay
 from x2l_cluster.types import Kind, Manifest, check_name
 from x2l_cluster.video import FsspecSourceStore, SourceStore
 
@@ -75,7 +75,7 @@ class Stores:
         return freed
 
     def decay(self, manifest: Manifest) -> Manifest:
-        """Lets go of the fine detail of an index; see :func:`~x2l_cluster.engine.upkeep.decay`."""
+        """Lets go of the fine detail of an index; see :func:`~x2l_cluster.stores.upkeep.decay`."""
         return decay(manifest, kv=self.kv, state=self.state)
 
     def source_in_use(self, tenant: str, content: str) -> bool:

@@ -1,0 +1,1 @@
+"""Looks after the stores of a service; see README.md."""

@@ -1,0 +1,5 @@
+import sys
+
+from services.janitor.main import main
+
+sys.exit(main())
