@@ -121,6 +121,7 @@ class MemoryService:
             recipe="0123456789abcdef",
             revision=1,
             source_bytes=1000,
+            stored_bytes=1000 * chunks,
         )
         return self.all_videos[tenant][video]
 

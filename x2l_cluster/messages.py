@@ -120,6 +120,8 @@ class Video:
     """Why only a part of the file could be read."""
     source_bytes: int | None = None
     """Of the kept original; None when it is not kept."""
+    stored_bytes: int = 0
+    """Of all blocks its index names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,6 +113,16 @@ def test_videos_have_a_quota_and_an_upload_over_it_is_not_read(server: Server, t
         assert bert.post("/v1/videos", content=b"x" * 500, headers=kind).status_code == 202
 
 
+def test_stored_bytes_have_a_quota_and_an_upload_over_it_is_not_read(server: Server, tenants: Tenants) -> None:
+    with caller(server, tenants, "anna", kv_bytes=3000) as anna:  # all taken by the clip
+        refused = anna.post("/v1/videos", content=b"x", headers={"Content-Type": "video/mp4"})
+        assert told(refused) == (429, "quota_exceeded")
+        assert "3001 bytes of stored blocks and may have 3000: delete videos" in refused.json()["detail"]
+        assert not server.service.sources
+        assert anna.delete("/v1/videos/clip").status_code == 200
+        assert anna.post("/v1/videos", json={"path": "/videos/b.mp4"}).status_code == 202
+
+
 def test_jobs_that_have_not_ended_have_a_quota(server: Server, tenants: Tenants) -> None:
     with caller(server, tenants, "anna", active_jobs=1) as anna:
         job = anna.post("/v1/videos", json={"path": "/videos/b.mp4"}).json()["id"]

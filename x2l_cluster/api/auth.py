@@ -81,10 +81,12 @@ class KeyAccess:
 
     async def may_index(self, tenant: str, service: Service, more_bytes: int) -> None:
         quotas = (await anyio.to_thread.run_sync(self._tenants.tenant, tenant, limiter=self._limiter)).quotas
-        if quotas.videos is not None or quotas.source_bytes is not None:
+        if (quotas.videos, quotas.source_bytes, quotas.kv_bytes) != (None, None, None):
             videos = await service.videos(tenant)
             held = sum(video.source_bytes or 0 for video in videos)
-            quotas.check(tenant, videos=len(videos) + 1, source_bytes=held + more_bytes)
+            stored = sum(video.stored_bytes for video in videos)
+            # How many bytes of blocks it will take, the worker knows after the first chunk; here only whether any may.
+            quotas.check(tenant, videos=len(videos) + 1, source_bytes=held + more_bytes, kv_bytes=stored + 1)
         if quotas.active_jobs is not None:
             active = sum(not job.state.final for job in await service.jobs(tenant))
             if active >= quotas.active_jobs:

@@ -30,6 +30,7 @@ from x2l_cluster.cli.options import (
     VideoFile,
     VideoId,
 )
+from x2l_cluster.cli.tenants import tenants
 from x2l_cluster.errors import VideoFileNotFound
 from x2l_cluster.types import LOCAL_TENANT, Sampling
 
@@ -64,6 +65,7 @@ bench = typer.Typer(help="The yardsticks.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(jobs, name="jobs")
 app.add_typer(keys, name="keys")
+app.add_typer(tenants, name="tenants")
 
 
 @app.command()

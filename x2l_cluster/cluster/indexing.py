@@ -30,7 +30,9 @@ class PrefillWorker:
     def __init__(self, place: Place, name: str, lease_s: float) -> None:
         self._engine = place.engine()
         self._state = place.opened_state(self._engine)
-        self._runner = JobRunner(self._engine, self._state.jobs, name=f"{name}-{os.getpid()}", ttl_s=lease_s)
+        self._runner = JobRunner(
+            self._engine, self._state.jobs, name=f"{name}-{os.getpid()}", tenants=self._state.tenants, ttl_s=lease_s
+        )
         self._thread = threading.Thread(target=self._runner.run, name=name, daemon=True)
         self._thread.start()
 

@@ -125,6 +125,7 @@ class LocalService:
                 name=f"indexer-{number}",
                 fetcher=fetcher,
                 roots=options.roots,
+                tenants=state.tenants,
                 ttl_s=options.lease_s,
             )
             for number in range(options.indexers)

@@ -13,12 +13,24 @@ from typing import Final
 
 from x2l_cluster import metrics
 from x2l_cluster.engine import Progress, VideoEngine
-from x2l_cluster.errors import Cancelled, KVError, LeaseLost, StaleEpoch, StateError, UnknownVideo, VideoError, X2LError
+from x2l_cluster.errors import (
+    Cancelled,
+    KVError,
+    LeaseLost,
+    QuotaExceeded,
+    StaleEpoch,
+    StateError,
+    UnknownVideo,
+    VideoError,
+    X2LError,
+)
 from x2l_cluster.messages import Problem
 from x2l_cluster.service.fetch import Fetcher
+from x2l_cluster.service.quota import Allowance
 from x2l_cluster.service.work import IndexWork, allowed
 from x2l_cluster.state.jobs import JobQueue, Lease
-from x2l_cluster.types import SourceRef, recipe_fields
+from x2l_cluster.state.tenants import TenantStore
+from x2l_cluster.types import IndexStatus, SourceRef, recipe_fields
 
 LOG: Final = logging.getLogger(__name__)
 _WAIT_S: Final = 1.0
@@ -30,6 +42,7 @@ class JobRunner:
 
     Args:
         roots: folders that jobs may read files from.
+        tenants: whose quotas of stored bytes are kept to; without, nobody has one.
         ttl_s: for how long a lease holds without a heartbeat; three are sent in that time.
     """
 
@@ -41,11 +54,13 @@ class JobRunner:
         name: str,
         fetcher: Fetcher | None = None,
         roots: Sequence[Path] = (),
+        tenants: TenantStore | None = None,
         ttl_s: float = 30.0,
     ) -> None:
         self._engine, self._queue, self._name = engine, queue, name
         self._fetcher = fetcher or Fetcher()
         self._roots = tuple(roots)
+        self._allowance = None if tenants is None else Allowance(engine.stores.state, tenants)
         self._ttl_s = ttl_s
         self._stopping = threading.Event()
         self.chunk_s: float | None = None
@@ -88,6 +103,9 @@ class _Attempt:
         self._cancel = threading.Event()
         self._lost = threading.Event()
         self._covered_s: float | None = None
+        self._index = ("", "")
+        """The video that is indexed, and the digest of the recipe."""
+        self._growing = True
         self._last = time.perf_counter()
 
     def run(self) -> str:
@@ -99,6 +117,10 @@ class _Attempt:
                 source = self._source(work)
                 video = self._engine.video_id(tenant, source.id, work.video)
                 self._tell(chunks_done=0, covered_s=0.0, video=video)
+                self._index = (video, self._engine.lm.recipe(**recipe_fields(work.recipe)).digest)
+                self._growing = not work.repair  # a repair brings back what is counted already
+                if not self._is_ready(*self._index):
+                    self._may_grow()
                 self._engine.index_source(
                     source,
                     video=video,
@@ -143,6 +165,20 @@ class _Attempt:
             metrics.VIDEO_S.inc(max(0.0, done.end_s - (self._covered_s or 0.0)))
         self._last, self._covered_s = now, done.end_s
         self._tell(chunks_done=done.chunk + 1, covered_s=done.end_s, chunks=done.chunks)
+        if not done.resumed:
+            self._may_grow(done.chunks)
+
+    def _may_grow(self, chunks: int | None = None) -> None:
+        """Raises QuotaExceeded."""
+        if self._runner._allowance is not None and self._growing:
+            self._runner._allowance.check(self._lease.tenant, *self._index, chunks=chunks)
+
+    def _is_ready(self, video: str, recipe: str) -> bool:
+        try:
+            known = self._engine.stores.state.manifest(self._lease.tenant, video, recipe)
+        except UnknownVideo:
+            return False
+        return known.status is IndexStatus.READY
 
     def _tell(self, *, chunks_done: int, covered_s: float, chunks: int | None = None, video: str | None = None) -> None:
         """Raises LeaseLost: then nobody must go on."""
@@ -214,6 +250,8 @@ class _Attempt:
         problem = Problem.of(error)
         if type(error) in (StaleEpoch, X2LError):  # another job about the same video; or a bug, which may not come back
             problem = replace(problem, retryable=True)
+        if isinstance(error, QuotaExceeded):  # trying again by itself makes no room
+            problem = replace(problem, retryable=False)
         self._queue.fail(self._lease, problem)
         return problem.code
 

@@ -28,6 +28,7 @@ def video_of(manifest: Manifest | VideoRecord) -> Video:
         revision=manifest.revision,
         partial=manifest.info.partial,
         source_bytes=manifest.source.size_bytes if manifest.source else None,
+        stored_bytes=manifest.stored_bytes,
     )
 
 

@@ -42,12 +42,15 @@ class Quotas:
     def check(self, tenant: str, *, videos: int = 0, source_bytes: int = 0, kv_bytes: int = 0) -> None:
         """Whether a tenant may have so much in all. What is held is counted where it lies, never here: a second count
         would drift. Raises QuotaExceeded."""
-        for what, wanted in (("videos", videos), ("source_bytes", source_bytes), ("kv_bytes", kv_bytes)):
-            most = getattr(self, what)
+        for what, wanted, most in (
+            ("videos", videos, self.videos),
+            ("bytes of originals", source_bytes, self.source_bytes),
+            ("bytes of stored blocks", kv_bytes, self.kv_bytes),
+        ):
             if most is not None and wanted > most:
                 raise QuotaExceeded(
-                    f"tenant {tenant} would have {wanted} {what.replace('_', ' of ')} and may have {most}: "
-                    "delete videos, or ask for a larger quota"
+                    f"tenant {tenant} would have {wanted} {what} and may have {most}: delete videos, or ask for a "
+                    "larger quota"
                 )
 
 
