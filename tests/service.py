@@ -164,8 +164,10 @@ class MemoryService:
                 raise IdempotencyConflict(f"idempotency key {request.idempotency_key} was used for another video")
             if job is not None:
                 return self.all_jobs[tenant][job]
+        if request.reindex is not None:
+            await self.video(tenant, request.reindex)
         number = next(self.numbers)
-        video = request.video or (request.source and f"v-{request.source.id[:16]}")
+        video = request.video or request.reindex or (request.source and f"v-{request.source.id[:16]}")
         job = f"j-{number}"
         self.all_jobs[tenant][job] = Job(
             id=job, state=JobState.QUEUED, video=video, created_s=float(number), updated_s=float(number)

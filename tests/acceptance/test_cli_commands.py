@@ -81,6 +81,24 @@ def test_a_video_decays_and_is_refreshed(x2l: X2L, clip: Path, tmp_path: Path) -
     assert again["text"] == fine["text"] and again["plan"] == fine["plan"]
 
 
+def test_videos_are_indexed_anew_one_or_all_of_them(x2l: X2L, clip: Path, tmp_path: Path) -> None:
+    before = x2l.json("index", str(clip), "--id", "clip")
+    out, _ = x2l("reindex", "clip", "--recipe", '{"chunk_frames": 6}')
+    assert out.startswith("clip  5 chunks, 00:30, fine ")
+    (video,) = x2l.json("videos")
+    assert video["recipe"] != before["recipe"] and len(files(tmp_path / "store" / "kv")) < 20
+    (again,) = x2l.json("reindex", "--all")
+    assert again == before
+    (original,) = (tmp_path / "store" / "sources" / "local").iterdir()
+    original.unlink()
+    (failed,) = x2l.json("reindex", "--all", "--recipe", '{"chunk_frames": 6}', code=3)
+    assert failed["error"]["code"] == "source_missing"
+    assert x2l.json("reindex", "clip", "--recipe", '{"chunk_frames": 6}', code=4)["error"]["code"] == "source_missing"
+    assert x2l.json("videos")[0]["recipe"] == before["recipe"]
+    for words in ((), ("clip", "--all"), ("clip", "--recipe", "8")):
+        assert x2l.json("reindex", *words, code=2)["error"]["code"] == "usage"
+
+
 def test_faults_come_by_url_and_are_told(x2l: X2L, clip: Path, tmp_path: Path) -> None:
     x2l("index", str(clip), "--id", "clip")
     broken = f"faulty:flip=1,kinds=l@disk:{tmp_path / 'store'}"

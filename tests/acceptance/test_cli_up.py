@@ -61,6 +61,7 @@ def test_a_service_is_brought_up_used_and_stopped(x2l: X2L, up: Up, clip: Path) 
     listed = x2l.json("videos", X2L_URL=url)
     (job,) = x2l.json("jobs", "list", X2L_URL=url)
     assert (job["state"], job["video"], job["chunks_done"]) == ("ready", "clip", 8)
+    assert x2l.json("reindex", "clip", X2L_URL=url)["recipe"] == listed[0]["recipe"], "it is as it should be"
     assert f"x2l is up at {url}" in _ended(process, signal.SIGTERM)
     # The same store without the service.
     assert [(a["text"], a["plan"]) for a in x2l.json(*words)] == [(a["text"], a["plan"]) for a in there]

@@ -32,8 +32,11 @@ class Authenticator(Protocol):
         """Raises RateLimited (with ``retry_after_s``), QuotaExceeded."""
         ...
 
-    async def may_index(self, tenant: str, service: Service, more_bytes: int) -> None:
-        """Whether the tenant may bring in one more video, of so many bytes as far as is known. Raises QuotaExceeded."""
+    async def may_index(self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False) -> None:
+        """Whether the tenant may bring in one more video, of so many bytes as far as is known; or have one ``anew``.
+
+        Raises QuotaExceeded.
+        """
         ...
 
     async def used(self, tenant: str, usage: Usage) -> None:
@@ -50,7 +53,7 @@ class OpenAccess:
     async def may_ask(self, tenant: str, questions: int) -> None:
         return
 
-    async def may_index(self, tenant: str, service: Service, more_bytes: int) -> None:
+    async def may_index(self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False) -> None:
         return
 
     async def used(self, tenant: str, usage: Usage) -> None:
@@ -79,9 +82,9 @@ class KeyAccess:
     async def may_ask(self, tenant: str, questions: int) -> None:
         await anyio.to_thread.run_sync(self._tenants.ask, tenant, questions, limiter=self._limiter)
 
-    async def may_index(self, tenant: str, service: Service, more_bytes: int) -> None:
+    async def may_index(self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False) -> None:
         quotas = (await anyio.to_thread.run_sync(self._tenants.tenant, tenant, limiter=self._limiter)).quotas
-        if (quotas.videos, quotas.source_bytes, quotas.kv_bytes) != (None, None, None):
+        if not anew and (quotas.videos, quotas.source_bytes, quotas.kv_bytes) != (None, None, None):
             videos = await service.videos(tenant)
             held = sum(video.source_bytes or 0 for video in videos)
             stored = sum(video.stored_bytes for video in videos)

@@ -39,10 +39,13 @@ class Body(BaseModel):
 
 
 class VideoBody(Body):
-    """A video to index, by exactly one of ``url`` and ``path``."""
+    """A video to index, by exactly one of ``url``, ``path`` and ``reindex``."""
 
     url: Word | None = Field(None, description="http(s) address the service fetches")
     path: Word | None = Field(None, description="file below a folder that the service may read")
+    reindex: Word | None = Field(
+        None, description="id of an indexed video: anew from its kept original, the old index serves until then"
+    )
     video: Word | None = Field(None, description="id of your choice; by default from the content")
     recipe: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe to change")
     repair: bool = Field(False, description="make again what is gone or damaged of an index that is there")

@@ -56,6 +56,7 @@ def _form() -> dict[str, Any]:
         SourceMissing,
         IdempotencyConflict,
         QuotaExceeded,
+        UnknownVideo,
     )
     | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "of the job"}}}},
     openapi_extra={
@@ -82,15 +83,18 @@ async def submit(
 ) -> Job:
     """Takes on a video, from a URL or path, or the file itself: in a form, or as the whole body.
 
-    Content that is indexed already under the same recipe is no new work.
+    Content that is indexed already under the same recipe is no new work. With `reindex` a video that is here is
+    indexed anew from its kept original; its old index answers until the new one is ready, and then goes.
     """
     uploaded = is_upload(request.headers)
-    await access.may_index(tenant, service, announced_bytes(request.headers) if uploaded else 0)
+    if uploaded:  # before it is read
+        await access.may_index(tenant, service, announced_bytes(request.headers))
     if not uploaded:
         try:
             wanted = VideoBody.model_validate_json(await request.body()).request(idempotency_key)
         except ValidationError as error:
             raise RequestValidationError(error.errors(include_url=False)) from None
+        await access.may_index(tenant, service, 0, anew=wanted.reindex is not None)
     elif request.headers["content-type"].lower().startswith("multipart/"):
         wanted = await _from_form(upload.Form(request), service, tenant, idempotency_key)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,13 @@ def index(
         job = watched(x2l, job.id, file.name)
         assert job.video is not None, "a job that is ready knows its video"
         return job, x2l.video(job.video), x2l.chunks(job.video)
+
+
+def reindex(url: str, video: str, recipe: Mapping[str, Any]) -> tuple[Job, Video, list[Chunk]]:
+    """Has a video indexed anew and waits for it. Raises as :func:`index`."""
+    with X2L(url) as x2l:
+        job = watched(x2l, x2l.reindex(video, recipe=recipe).id, video)
+        return job, x2l.video(video), x2l.chunks(video)
 
 
 def watched(x2l: X2L, job: str, what: str) -> Job:

@@ -57,7 +57,11 @@ def columns(*names: str) -> Table:
 
 
 def indexed(manifest: Manifest, *, as_json: bool) -> None:
-    facts = {
+    indexed_facts(facts(manifest), as_json=as_json)
+
+
+def facts(manifest: Manifest) -> dict[str, Any]:
+    return {
         "video": manifest.video,
         "status": manifest.status,
         "chunks": len(manifest.chunks),
@@ -67,12 +71,15 @@ def indexed(manifest: Manifest, *, as_json: bool) -> None:
         "recipe": manifest.recipe.digest,
         "bytes": {"fine": manifest.size_bytes(Kind.L), "coarse": manifest.size_bytes(Kind.H)},
     }
-    _indexed(facts, as_json=as_json)
 
 
 def indexed_there(job: Job, video: Video, chunks: Sequence[Chunk], *, as_json: bool) -> None:
     """As :func:`indexed`, of what a service has indexed."""
-    facts = {
+    indexed_facts(facts_there(job, video, chunks), as_json=as_json)
+
+
+def facts_there(job: Job, video: Video, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    return {
         "video": video.id,
         "status": video.status,
         "chunks": video.chunks,
@@ -83,10 +90,9 @@ def indexed_there(job: Job, video: Video, chunks: Sequence[Chunk], *, as_json: b
         "bytes": {"fine": sum(c.fine_bytes for c in chunks), "coarse": sum(c.coarse_bytes for c in chunks)},
         "job": job.id,
     }
-    _indexed(facts, as_json=as_json)
 
 
-def _indexed(facts: Mapping[str, Any], *, as_json: bool) -> None:
+def indexed_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         emit(facts)
         return

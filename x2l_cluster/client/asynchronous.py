@@ -68,6 +68,11 @@ class AsyncX2L:
             calls.index(file, url=url, path=path, key=idempotency_key, progress=progress, options=options)
         )
 
+    async def reindex(
+        self, video: str, *, recipe: Mapping[str, Any] | None = None, idempotency_key: str | None = None
+    ) -> Job:
+        return await self._send(calls.reindex(video, idempotency_key, recipe))
+
     async def job(self, job: str, *, wait_s: float = 0.0) -> Job:
         return await self._send(calls.job(job, wait_s))
 

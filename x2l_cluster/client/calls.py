@@ -69,6 +69,12 @@ def index(
     return Call(method="POST", path="/v1/videos", parse=as_a(Job), params=params, headers=headers, upload=upload)
 
 
+def reindex(video: str, key: str | None, recipe: Mapping[str, Any] | None) -> Call[Job]:
+    headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+    sent = {"reindex": video, "recipe": recipe or {}}
+    return Call(method="POST", path="/v1/videos", parse=as_a(Job), json=sent, headers=headers)
+
+
 def _upload(path: Path, progress: Progress) -> Upload:
     if not path.is_file():
         raise VideoFileNotFound(f"there is no file {path}; check the path")

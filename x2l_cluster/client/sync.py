@@ -83,6 +83,12 @@ class X2L:
             calls.index(file, url=url, path=path, key=idempotency_key, progress=progress, options=options)
         )
 
+    def reindex(
+        self, video: str, *, recipe: Mapping[str, Any] | None = None, idempotency_key: str | None = None
+    ) -> Job:
+        """Has a video indexed anew from its kept original; its old index answers until the new one is ready."""
+        return self._send(calls.reindex(video, idempotency_key, recipe))
+
     def job(self, job: str, *, wait_s: float = 0.0) -> Job:
         """How a job stands; with ``wait_s``, as soon as it is final, or after that time at most."""
         return self._send(calls.job(job, wait_s))

@@ -192,6 +192,43 @@ class VideoEngine:
                 cancel=cancel,
             )
 
+    def reindex(
+        self,
+        video: str,
+        *,
+        tenant: str = LOCAL_TENANT,
+        progress: Callable[[Progress], None] = lambda _: None,
+        cancel: threading.Event | None = None,
+        **recipe: Any,
+    ) -> Manifest:
+        """Indexes a video again, from its kept source, as this model does it now. The old index serves until the new
+        one is ready; then it goes.
+
+        Args:
+            recipe: fields to change. Which frames are looked at stays as it was; all else is the model's choice.
+
+        Raises UnknownVideo, SourceMissing, and as :meth:`index`; the old index is left as it was.
+        """
+        old = self.stores.state.manifest(tenant, video)
+        made = self.index_source(
+            source_of(old),
+            video=video,
+            tenant=tenant,
+            progress=progress,
+            cancel=cancel,
+            **{"sampling": old.recipe.sampling} | recipe,
+        )
+        self.replaced(made)
+        self.stores.sweep(tenant, video)
+        return made
+
+    def replaced(self, by: Manifest) -> None:
+        """Lets go of all other indexes of a video; their blobs are left to :meth:`Stores.sweep`."""
+        try:
+            self.stores.supersede(by)
+        finally:
+            self.answerer.forget(by.tenant, by.video)
+
     def decay(self, video: str, *, tenant: str = LOCAL_TENANT) -> Manifest:
         """Lets go of the fine detail of a video: it is answered from its coarse gist until it is refreshed.
 

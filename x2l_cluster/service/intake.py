@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from x2l_cluster.engine import VideoEngine
-from x2l_cluster.errors import SourceMissing, X2LError
+from x2l_cluster.engine.upkeep import source_of
+from x2l_cluster.errors import InvalidInput, SourceMissing, UnknownVideo, X2LError
 from x2l_cluster.messages import Job
 from x2l_cluster.service.fetch import check_url
 from x2l_cluster.service.requests import IndexRequest
@@ -44,8 +45,11 @@ class Intake:
         return self._queue.retry(tenant, job, most_active=self._most_jobs)
 
     def repair(self, manifest: Manifest) -> None:
-        """Queues what makes again an index that has lost its coarse KVs. Once an epoch, however many ask."""
-        if manifest.source is None:
+        """Queues what makes again an index that has lost its coarse KVs. Once an epoch, however many ask.
+
+        One that was deleted or replaced meanwhile stays gone.
+        """
+        if manifest.source is None or not self._is_kept(manifest):
             return
         recipe = manifest.recipe.to_dict()
         work = IndexWork(source=manifest.source, video=manifest.video, recipe=recipe, repair=True)
@@ -57,8 +61,9 @@ class Intake:
         self._engine.lm.recipe(**recipe_fields(request.recipe))
         if request.url is not None:
             check_url(request.url)
-        work = IndexWork.of(request, self._roots)
-        video = request.video
+        anew = request.reindex is not None
+        work = self._again(tenant, request) if anew else IndexWork.of(request, self._roots)
+        video = work.video
         if request.source is not None:
             if not self._engine.stores.sources.exists(tenant, request.source):
                 raise SourceMissing(f"source {request.source.id} is not kept; upload the video again")
@@ -71,6 +76,26 @@ class Intake:
             video=video,
             most_active=self._most_jobs,
         )
+
+    def _again(self, tenant: str, request: IndexRequest) -> IndexWork:
+        """Raises UnknownVideo, SourceMissing."""
+        assert request.reindex is not None
+        try:
+            old = self._engine.stores.state.manifest(tenant, request.reindex)
+        except InvalidInput:
+            raise UnknownVideo(f"no video {request.reindex!r} is here") from None
+        source = source_of(old)
+        if not self._engine.stores.sources.exists(tenant, source):
+            raise SourceMissing(f"the original of video {old.video} is not kept any more; upload it again")
+        recipe = {"sampling": old.recipe.to_dict()["sampling"]} | dict(request.recipe)
+        return IndexWork(source=source, video=old.video, recipe=recipe, replaces=True)
+
+    def _is_kept(self, manifest: Manifest) -> bool:
+        try:
+            self._engine.stores.state.manifest(manifest.tenant, manifest.video, manifest.recipe.digest)
+        except X2LError:
+            return False
+        return True
 
     def _forget(self, tenant: str, source: SourceRef) -> None:
         """A kept source that nothing can name any more. Jobs do not tell what they were given, so any might."""

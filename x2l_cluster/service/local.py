@@ -67,6 +67,7 @@ class LocalOptions:
         fetch_within_s: what one fetch may take.
         fetch_allow: hosts and networks that are fetched from though they are not public.
         limits: of the answering loop.
+        grace_s: how long questions that began over an index that was replaced may go on reading it.
         drain_s: what answers are given to end when the service closes.
     """
 
@@ -78,6 +79,7 @@ class LocalOptions:
     fetch_within_s: float = 3600.0
     fetch_allow: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    grace_s: float = 5.0
     drain_s: float = 10.0
 
 
@@ -127,6 +129,7 @@ class LocalService:
                 roots=options.roots,
                 tenants=state.tenants,
                 ttl_s=options.lease_s,
+                grace_s=options.grace_s,
             )
             for number in range(options.indexers)
         ]

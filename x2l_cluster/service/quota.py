@@ -38,11 +38,12 @@ class Allowance:
     def __init__(self, state: StateStore, tenants: TenantStore) -> None:
         self._state, self._tenants = state, tenants
 
-    def check(self, tenant: str, video: str, recipe: str, *, chunks: int | None = None) -> None:
+    def check(self, tenant: str, video: str, recipe: str, *, chunks: int | None = None, replaces: bool = False) -> None:
         """Whether an index may grow by the chunks it lacks, or by any, as long as nobody knows how many it will have.
 
         An index that cannot fit is refused as soon as its first chunk tells, not when it is nearly done. What several
-        workers do at the same moment they do not know of each other: each may go too far by one chunk.
+        workers do at the same moment they do not know of each other: each may go too far by one chunk. What the index
+        ``replaces`` does not count.
 
         Raises QuotaExceeded, StoreUnavailable.
         """
@@ -50,6 +51,8 @@ class Allowance:
         if most is None:
             return
         records = self._state.videos(tenant)
+        if replaces:
+            records = [record for record in records if record.video != video or record.recipe.digest == recipe]
         held = held_by(records).kv_bytes
         own = [record for record in records if record.video == video and record.recipe.digest == recipe]
         done = sum(record.chunks for record in own)

@@ -19,9 +19,12 @@ MAX_MOMENTS: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRequest:
-    """Index a video, from exactly one of a URL, a kept source, or a path the service may read.
+    """Index a video, from exactly one of a URL, a kept source, a path the service may read, or the original of a video
+    that is indexed already.
 
     Attributes:
+        reindex: the id of such a video. Its old index serves until the new one is ready, then it goes. Of the old
+            recipe the sampling stays, unless ``recipe`` says otherwise.
         video: an id of the caller's choice; by default from the content.
         recipe: fields of :class:`~x2l_cluster.types.Recipe` to change, in their JSON form.
         idempotency_key: the same key with the same request is the same job.
@@ -31,6 +34,7 @@ class IndexRequest:
     url: str | None = None
     path: str | None = None
     source: SourceRef | None = None
+    reindex: str | None = None
     video: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     repair: bool = False
@@ -38,8 +42,10 @@ class IndexRequest:
     priority: int = 0
 
     def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.url, self.path, self.source)) != 1:
-            raise InvalidInput("give exactly one of url, path and an upload")
+        if sum(given is not None for given in (self.url, self.path, self.source, self.reindex)) != 1:
+            raise InvalidInput("give exactly one of url, path, reindex and an upload")
+        if self.reindex is not None and (self.repair or self.video not in (None, self.reindex)):
+            raise InvalidInput("what is indexed anew keeps its id, and has nothing to repair")
         if self.video is not None:
             check_name("video id", self.video)
         if self.idempotency_key is not None and not 1 <= len(self.idempotency_key) <= 255:

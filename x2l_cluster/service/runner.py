@@ -44,6 +44,7 @@ class JobRunner:
         roots: folders that jobs may read files from.
         tenants: whose quotas of stored bytes are kept to; without, nobody has one.
         ttl_s: for how long a lease holds without a heartbeat; three are sent in that time.
+        grace_s: how long questions that began over an index that was replaced may go on reading it.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class JobRunner:
         roots: Sequence[Path] = (),
         tenants: TenantStore | None = None,
         ttl_s: float = 30.0,
+        grace_s: float = 5.0,
     ) -> None:
         self._engine, self._queue, self._name = engine, queue, name
         self._fetcher = fetcher or Fetcher()
         self._roots = tuple(roots)
         self._allowance = None if tenants is None else Allowance(engine.stores.state, tenants)
-        self._ttl_s = ttl_s
+        self._ttl_s, self._grace_s = ttl_s, grace_s
         self._stopping = threading.Event()
         self.chunk_s: float | None = None
         """Seconds a chunk takes of late; None before the first."""
@@ -100,17 +102,17 @@ class _Attempt:
     def __init__(self, runner: JobRunner, lease: Lease) -> None:
         self._runner, self._lease = runner, lease
         self._engine, self._queue = runner._engine, runner._queue
+        self._work = IndexWork.from_dict(lease.work)
         self._cancel = threading.Event()
         self._lost = threading.Event()
         self._covered_s: float | None = None
         self._index = ("", "")
         """The video that is indexed, and the digest of the recipe."""
-        self._growing = True
         self._last = time.perf_counter()
 
     def run(self) -> str:
         """Ends the job one way or the other and says which. Raises LeaseLost."""
-        tenant, work = self._lease.tenant, IndexWork.from_dict(self._lease.work)
+        tenant, work = self._lease.tenant, self._work
         source: SourceRef | None = None
         try:
             with self._heartbeats():
@@ -118,10 +120,9 @@ class _Attempt:
                 video = self._engine.video_id(tenant, source.id, work.video)
                 self._tell(chunks_done=0, covered_s=0.0, video=video)
                 self._index = (video, self._engine.lm.recipe(**recipe_fields(work.recipe)).digest)
-                self._growing = not work.repair  # a repair brings back what is counted already
                 if not self._is_ready(*self._index):
                     self._may_grow()
-                self._engine.index_source(
+                made = self._engine.index_source(
                     source,
                     video=video,
                     tenant=tenant,
@@ -130,6 +131,10 @@ class _Attempt:
                     cancel=self._cancel,
                     **recipe_fields(work.recipe),
                 )
+                if work.replaces:
+                    self._engine.replaced(made)
+                    self._runner._stopping.wait(self._runner._grace_s)
+                    self._engine.stores.sweep(tenant, video)
             self._queue.finish(self._lease)
         except LeaseLost:
             raise
@@ -170,8 +175,9 @@ class _Attempt:
 
     def _may_grow(self, chunks: int | None = None) -> None:
         """Raises QuotaExceeded."""
-        if self._runner._allowance is not None and self._growing:
-            self._runner._allowance.check(self._lease.tenant, *self._index, chunks=chunks)
+        if self._runner._allowance is None or self._work.repair:  # which brings back what is counted already
+            return
+        self._runner._allowance.check(self._lease.tenant, *self._index, chunks=chunks, replaces=self._work.replaces)
 
     def _is_ready(self, video: str, recipe: str) -> bool:
         try:

@@ -14,7 +14,7 @@ from x2l_cluster.types import SourceRef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexWork:
-    """Index what exactly one of ``source``, ``path`` and ``url`` names."""
+    """Index what exactly one of ``source``, ``path`` and ``url`` names; if it ``replaces`` others, these go then."""
 
     source: SourceRef | None = None
     path: str | None = None
@@ -22,6 +22,7 @@ class IndexWork:
     video: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     repair: bool = False
+    replaces: bool = False
 
     @classmethod
     def of(cls, request: IndexRequest, roots: Sequence[Path]) -> Self:

@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from x2l_cluster.errors import InvalidInput, ManifestCorrupt, UnknownVideo
+from x2l_cluster.errors import InvalidInput, ManifestConflict, ManifestCorrupt, UnknownVideo
 from x2l_cluster.kv.open import bare, open_kv
 from x2l_cluster.kv.store import KVStore
 from x2l_cluster.state.base import StateStore
 from x2l_cluster.state.open import open_state
-from x2l_cluster.stores.upkeep import decay
-from x2l_cluster.types import Kind, Manifest, check_name
+from x2l_cluster.stores.upkeep import decay, orphans_of
+from x2l_cluster.types import IndexStatus, Kind, Manifest, check_name
 from x2l_cluster.video import FsspecSourceStore, SourceStore
 
 
@@ -73,6 +73,22 @@ class Stores:
         if not known and not freed:
             raise UnknownVideo(f"no video {video} is here; `x2l videos` lists them")
         return freed
+
+    def supersede(self, manifest: Manifest) -> int:
+        """Forgets every other index of a video for good, now that this one serves; returns how many there were.
+
+        Their blobs stay for :meth:`sweep`: a question that began before may still read them. Raises UnknownVideo, and
+        ManifestConflict while this one is not ready.
+        """
+        tenant, video, recipe = manifest.tenant, manifest.video, manifest.recipe.digest
+        if self.state.manifest(tenant, video, recipe).status is not IndexStatus.READY:
+            raise ManifestConflict(f"the new index of video {video} is not ready: the old one goes on serving")
+        others = [r for r in self.state.videos(tenant) if r.video == video and r.recipe.digest != recipe]
+        return sum(self.state.delete(tenant, video, other.recipe.digest) for other in others)
+
+    def sweep(self, tenant: str, video: str) -> int:
+        """Deletes the blobs of a video that nothing names any more; returns the bytes freed."""
+        return self.kv.delete(orphans_of(tenant, video, kv=self.kv, state=self.state).keys)
 
     def decay(self, manifest: Manifest) -> Manifest:
         """Lets go of the fine detail of an index; see :func:`~x2l_cluster.stores.upkeep.decay`."""

@@ -71,21 +71,27 @@ def orphans(kv: KVStore, state: StateStore) -> Iterator[Orphans]:
     What the latest run has stored and not yet published is neither. Raises StoreUnavailable.
     """
     for tenant, video in sorted(kv.videos()):
-        held = list(kv.keys(tenant, video))
-        latest = state.epoch(tenant)  # before the manifests: a video deleted in between was begun by then
-        lost: list[BlockKey] = []
-        unknown = 0
-        for recipe in sorted({key.recipe for key in held}):
-            keys = [key for key in held if key.recipe == recipe]
-            try:
-                manifest = state.manifest(tenant, video, recipe)
-            except UnknownVideo:
-                lost += [key for key in keys if key.epoch <= latest]
-                unknown += sum(key.epoch > latest for key in keys)
-            except ManifestCorrupt:
-                continue  # nobody knows what it names
-            else:
-                named = manifest.named
-                lost += [key for key in keys if key.epoch < manifest.epoch and key not in named]
-        if lost or unknown:
-            yield Orphans(tenant=tenant, video=video, keys=tuple(lost), unknown=unknown)
+        found = orphans_of(tenant, video, kv=kv, state=state)
+        if found.keys or found.unknown:
+            yield found
+
+
+def orphans_of(tenant: str, video: str, *, kv: KVStore, state: StateStore) -> Orphans:
+    """As :func:`orphans`, of one video. Raises StoreUnavailable."""
+    held = list(kv.keys(tenant, video))
+    latest = state.epoch(tenant)  # of whatever was listed, the run had begun by now
+    lost: list[BlockKey] = []
+    unknown = 0
+    for recipe in sorted({key.recipe for key in held}):
+        keys = [key for key in held if key.recipe == recipe]
+        try:
+            manifest = state.manifest(tenant, video, recipe)
+        except UnknownVideo:
+            lost += [key for key in keys if key.epoch <= latest]
+            unknown += sum(key.epoch > latest for key in keys)
+        except ManifestCorrupt:
+            continue  # nobody knows what it names
+        else:
+            named = manifest.named
+            lost += [key for key in keys if key.epoch < manifest.epoch and key not in named]
+    return Orphans(tenant=tenant, video=video, keys=tuple(lost), unknown=unknown)
