@@ -14,6 +14,7 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── SourceTooLarge
     │   ├── BodyTooLarge
     │   ├── UploadBroken
+    │   ├── BadArchive
     │   └── MethodNotAllowed
     ├── AccessError                  who asks, and how much
     │   ├── Unauthenticated
@@ -149,6 +150,12 @@ class UploadBroken(InvalidInput):
 
     code = "upload_broken"
     http_status = 400
+
+
+class BadArchive(InvalidInput):
+    """A file that should hold an exported index holds none, or a damaged one."""
+
+    code = "bad_archive"
 
 
 class MethodNotAllowed(InvalidInput):

@@ -99,6 +99,24 @@ def test_videos_are_indexed_anew_one_or_all_of_them(x2l: X2L, clip: Path, tmp_pa
         assert x2l.json("reindex", *words, code=2)["error"]["code"] == "usage"
 
 
+def test_an_index_travels_in_a_file(x2l: X2L, clip: Path, tmp_path: Path) -> None:
+    indexed = x2l.json("index", str(clip), "--id", "clip")
+    words = ("ask", "{}", "Is it red?", "--detail", "k=2", "--max-tokens", "8")
+    before = x2l.json(*(word.format("clip") for word in words))
+    out, err = x2l("export", "clip", str(tmp_path / "clip.x2l"))
+    assert out.startswith(f"clip in {tmp_path / 'clip.x2l'}, ") and err.splitlines()[-1] == "clip: 8 of 8"
+    elsewhere = {"X2L_STORE": f"disk:{tmp_path / 'elsewhere'}"}
+    taken = x2l.json("import", str(tmp_path / "clip.x2l"), "--id", "copy", **elsewhere)
+    assert taken == indexed | {"video": "copy", "new": True}
+    assert not x2l.json("import", str(tmp_path / "clip.x2l"), **elsewhere)["new"]
+    after = x2l.json(*(word.format("copy") for word in words), **elsewhere)
+    assert (after["text"], after["plan"]) == (before["text"], before["plan"])
+    (tmp_path / "clip.x2l").write_bytes((tmp_path / "clip.x2l").read_bytes()[:-1])
+    error = x2l.json("import", str(tmp_path / "clip.x2l"), code=3)["error"]
+    assert error["code"] == "bad_archive" and "cut off" in error["message"]
+    assert x2l.json("export", "nobody", str(tmp_path / "none.x2l"), code=4)["error"]["code"] == "unknown_video"
+
+
 def test_faults_come_by_url_and_are_told(x2l: X2L, clip: Path, tmp_path: Path) -> None:
     x2l("index", str(clip), "--id", "clip")
     broken = f"faulty:flip=1,kinds=l@disk:{tmp_path / 'store'}"

@@ -11,6 +11,7 @@ import typer
 from x2l_cluster import __version__
 from x2l_cluster.cli import opened, progress, show
 from x2l_cluster.cli.again import reindex
+from x2l_cluster.cli.archives import export, import_
 from x2l_cluster.cli.jobs import jobs
 from x2l_cluster.cli.keys import keys
 from x2l_cluster.cli.options import (
@@ -64,6 +65,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="The yardsticks.", no_args_is_help=True)
 app.command()(reindex)
+app.command()(export)
+app.command("import")(import_)
 app.add_typer(bench, name="bench")
 app.add_typer(jobs, name="jobs")
 app.add_typer(keys, name="keys")

@@ -137,6 +137,24 @@ def unpack(
     return tensors, meta
 
 
+def rekeyed(blob: Buffer, key: BlockKey) -> bytearray:
+    """The same payload under another key, byte for byte what :func:`pack` would have made of it there.
+
+    Raises BlockCorrupt for what is no blob; its payload is not checked.
+    """
+    head, view = Head.read(blob), memoryview(blob).cast("B")
+    header = _fill(msgpack.packb(list(_identity(key))))
+    made = bytearray(ALIGN + len(header))
+    made[ALIGN:] = header
+    made += view[head.payload_at :]
+    description, payload = head.body_at - head.payload_at, len(view) - head.payload_at
+    fields = (MAGIC, VERSION, len(header), description, head.entries, payload, head.payload_sum)
+    _PREAMBLE.pack_into(made, 0, *fields, 0)
+    with memoryview(made) as whole:
+        struct.pack_into("<Q", made, _SUM_AT, _head_sum(whole, ALIGN + len(header) + description))
+    return made
+
+
 def check(key: BlockKey, blob: Buffer) -> None:
     """Raises BlockCorrupt unless this is a whole, undamaged blob of this key: asked before a tier admits one."""
     head = Head.read(blob)
