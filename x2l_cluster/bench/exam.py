@@ -104,9 +104,9 @@ def _engine(job: Job) -> VideoEngine:
     return VideoEngine(lm, Stores.open(job.store), calibration=find_calibration(job.model, lm))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _model(name: str, device: str | None, dtype: str | None) -> VideoLM:
-    """One a process: loading and hashing weights takes longer than a video."""
+    """Kept by a process, one a device: loading and hashing weights takes longer than a video."""
     return load_model(name, device=device, dtype=dtype)
 
 

@@ -48,6 +48,7 @@ def run_needles(
     faults: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    workers: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[str, Any]:
     """Runs the suite and returns the object that ``--json`` prints.
@@ -55,13 +56,15 @@ def run_needles(
     Args:
         questions: how many of each kind most policies are asked, at least; ``deep``: ``full`` and ``x2l_auto``.
         seed: first evaluation seed.
+        workers: processes, a video each at a time; by default up to 4 on a CPU, one a GPU. GPUs take turns.
         faults: what goes wrong with stored blocks, as :meth:`~x2l_cluster.kv.faulty.FaultPlan.parse` takes it.
     """
     if faults is not None:
         FaultPlan.parse(faults)  # before anything is rendered
     recipe = load_model(model, device="cpu").recipe()
-    on_cpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cpu"
-    workers = max(1, min(4, (os.cpu_count() or 1))) if on_cpu else 1
+    devices = _devices(device)
+    if workers is None:
+        workers = min(4, os.cpu_count() or 1) if devices == ["cpu"] else len(devices)
     wide, many = (_videos_for(count, chunks, seed, recipe) for count in (questions, max(questions, deep)))
     jobs = [
         Job(
@@ -70,7 +73,7 @@ def run_needles(
             chunks=chunks,
             policies=POLICIES if number < wide else DEEP,
             scorers=SCORERS if number < wide else ("calibrated",),
-            device=device,
+            device=devices[number % len(devices)],
             dtype=dtype,
             threads=1 if workers > 1 else torch.get_num_threads(),
             store="memory:" if faults is None else f"faulty:{faults}@memory:",
@@ -82,6 +85,13 @@ def run_needles(
         videos.append(video)
         progress(len(videos), len(jobs))
     return _summary(sorted(videos, key=lambda video: video.seed), chunks, model)
+
+
+def _devices(device: str | None) -> list[str]:
+    """The devices that take turns: what was asked for, or all GPUs, or the CPU."""
+    if device not in (None, "cuda"):
+        return [device]
+    return [f"cuda:{n}" for n in range(torch.cuda.device_count())] or [device or "cpu"]
 
 
 def _run(jobs: Sequence[Job], workers: int) -> Iterator[Video]:

@@ -12,6 +12,7 @@ from x2l_cluster import __version__
 from x2l_cluster.cli import opened, progress, show
 from x2l_cluster.cli.again import reindex
 from x2l_cluster.cli.archives import export, import_
+from x2l_cluster.cli.bench import bench
 from x2l_cluster.cli.jobs import jobs
 from x2l_cluster.cli.keys import keys
 from x2l_cluster.cli.options import (
@@ -27,7 +28,6 @@ from x2l_cluster.cli.options import (
     Scorer,
     ScorerOption,
     Store,
-    Transport,
     Url,
     VideoFile,
     VideoId,
@@ -63,7 +63,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(help="The yardsticks.", no_args_is_help=True)
 app.command()(reindex)
 app.command()(export)
 app.command("import")(import_)
@@ -385,52 +384,6 @@ def demo(
     show_demo.ended(played, as_json=as_json)
     if not played.good:
         raise typer.Exit(1)
-
-
-@bench.command("needles")
-def bench_needles(
-    chunks: Annotated[int, typer.Option(min=1, help="Length of the videos, in chunks.")] = 12,
-    questions: Annotated[int, typer.Option(min=1, help="Questions of a kind for most policies.")] = 500,
-    deep: Annotated[int, typer.Option(min=1, help="Questions of a kind for `full` and `x2l_auto`.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="First evaluation seed.")] = 0,
-    faults: Annotated[
-        str | None,
-        typer.Option(metavar="PLAN", help="What goes wrong with stored blocks on purpose: seed=7,flip=0.05,kinds=l."),
-    ] = None,
-    model: ModelName = None,
-    as_json: AsJson = False,
-) -> None:
-    """Questions about needles in decoded mp4 files, under every policy."""
-    from x2l_cluster.bench.needles import run_needles
-
-    wanted = opened.settings()
-    with progress.steps(show.err, "videos") as report:
-        result = run_needles(
-            model or wanted.model,
-            chunks=chunks,
-            questions=questions,
-            deep=deep,
-            seed=seed,
-            faults=faults,
-            device=wanted.device,
-            dtype=wanted.dtype,
-            progress=report,
-        )
-    show.needles(result, as_json=as_json)
-
-
-@bench.command("reload")
-def bench_reload(
-    repeats: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are medians.")] = 40,
-    transport: Annotated[Transport, typer.Option(help="How the embedded server is reached.")] = Transport.UNIX,
-    as_json: AsJson = False,
-) -> None:
-    """Ways of getting bytes out of Redis/Valkey, side by side: memcpy, a bare socket, our client, redis-py."""
-    from x2l_cluster.bench.reload import run_reload
-
-    with show.err.status("measuring"):
-        result = run_reload(repeats=repeats, transport=transport)
-    show.reload(result, as_json=as_json)
 
 
 @app.command()

@@ -297,7 +297,7 @@ def calibrated(found: Calibration, place: Path, *, as_json: bool) -> None:
         return
     line("heads (layer.head)  " + ", ".join(f"{layer}.{head}" for layer, head in found.heads))
     for name, value in found.recall:
-        line(f"recall, {name}  {_percent(value)}")
+        line(f"recall, {name}  {percent(value)}")
     line(f"written to {place}")
 
 
@@ -310,42 +310,5 @@ def findings(found: Sequence[Finding], *, as_json: bool) -> None:
         line(f"{mark} {finding.what}: {finding.detail}", style=style)
 
 
-def needles(result: Mapping[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        emit(result)
-        return
-    kinds = list(result["n"])
-    line(f"{result['chunks']} chunks, {result['videos']} videos", style="bold")
-    table = columns("policy", *kinds, "kv share", "moved share")
-    for name, row in result["policies"].items():
-        table.add_row(name, *(_percent(row[column]) for column in (*kinds, "kv_share", "moved_share")))
-    out.print(table)
-    line()
-    table = columns("scorer", "recall@1", "@2", "@3", "@1 where coarse is wrong")
-    for name, row in result["recall"].items():
-        table.add_row(name, *(_percent(row[column]) for column in ("1", "2", "3", "given_coarse_wrong")))
-    out.print(table)
-    line()
-    table = columns("points apart (95 %)", *kinds)
-    for name, row in result["paired"].items():
-        table.add_row(name, *(_apart(row[kind]) for kind in kinds))
-    out.print(table)
-
-
-def reload(result: Mapping[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        emit(result)
-        return
-    table = columns("path", "value", "connections", "GB/s")
-    for row in result["rows"]:
-        table.add_row(row["path"], size(row["value_bytes"]), str(row["connections"]), f"{row['gbps']:.2f}")
-    out.print(table)
-    line(", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items()))
-
-
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
-
-
-def _apart(row: Mapping[str, float] | None) -> str:
-    return f"{row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]" if row else "–"

@@ -161,10 +161,10 @@ def _questions(script: Script, plan: Plan, times: list[float], rng: random.Rando
 
 
 class Steps(torch.utils.data.Dataset[Batch]):
-    """Batch of every step, for a ``DataLoader`` with worker processes."""
+    """Every batch, for a ``DataLoader`` with worker processes. A step has ``peers`` batches, one for each process."""
 
-    def __init__(self, folder: Path, total: int, groups_per_step: int, clips: list[Clip]) -> None:
-        self.folder, self.total, self.groups_per_step, self.clips = folder, total, groups_per_step, clips
+    def __init__(self, folder: Path, total: int, groups_per_step: int, clips: list[Clip], peers: int = 1) -> None:
+        self.folder, self.total, self.groups_per_step, self.clips = folder, total * peers, groups_per_step, clips
         self.codec: Codec | None = None
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ SHARES: Shares = {"retrieval": 0.30, "time": 0.24, "order": 0.22, "existence": 0
 CODES: Shares = {"retrieval": 0.70, "time": 0.12, "order": 0.08, "existence": 0.05, "count": 0.05}
 TIMES: Shares = {"retrieval": 0.15, "time": 0.70, "order": 0.05, "existence": 0.03, "count": 0.07}
 # Last, what is learnt slowest gets most: reading four letters right, and counting where few chunks are sharp.
-POLISH: Shares = {"retrieval": 0.36, "time": 0.16, "order": 0.18, "existence": 0.06, "count": 0.24}
+POLISH: Shares = {"retrieval": 0.36, "time": 0.16, "order": 0.20, "existence": 0.04, "count": 0.24}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage(until=0.37, groups={16: 0.4, 32: 0.35, 96: 0.25}, shares=TIMES),
     Stage(until=0.50, groups={16: 0.1, 32: 0.2, 96: 0.5, 144: 0.2}, causal=0.22),
     Stage(until=0.56, groups={16: 0.05, 32: 0.10, 96: 0.40, 144: 0.15, 288: 0.30}, causal=0.22),
-    Stage(until=1.01, groups={32: 0.05, 96: 0.40, 144: 0.15, 288: 0.40}, shares=POLISH, causal=0.15),
+    Stage(until=1.01, groups={32: 0.05, 96: 0.37, 144: 0.13, 288: 0.45}, shares=POLISH, causal=0.20),
 )
 QUESTIONS = {4: 6, 8: 8, 16: 10, 32: 12, 96: 20, 144: 28, 288: 40}  # asked in one forward, by groups
 

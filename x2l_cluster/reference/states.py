@@ -53,13 +53,15 @@ def policy_states(question: Question, spans: Spans, rng: random.Random, policy: 
 def training_states(question: Question, spans: Spans, rng: random.Random) -> torch.Tensor:
     """``(C,)`` states at random. A code is never asked for where its chunk is coarse: that would teach guessing."""
     n, needed, draw = len(spans), _needed(question, spans), rng.random()
-    if draw < 0.36:
-        return _all((RAW, FINE, UNIFORM)[int(draw / 0.12)], n)
-    if draw < 0.46:  # anything goes, but what must be read is readable
+    if draw < 0.33:
+        return _all((RAW, FINE, UNIFORM)[int(draw / 0.11)], n)
+    if draw < 0.43:  # anything goes, but what must be read is readable
         out = torch.tensor([rng.choice((RAW, FINE, COARSE)) for _ in range(n)], dtype=torch.uint8)
         out[needed] = rng.choice((RAW, FINE))
         return out
-    if question.kind != "retrieval" and draw < (0.62 if needed else 0.72):
+    if question.kind != "retrieval" and draw < 0.60:
         return _all(COARSE, n)
-    likely = _likely(question, spans) if rng.random() < 0.7 else []
-    return _mix(rng, n, needed, 0 if draw < 0.80 else rng.choice((1, 1, 2, 2, 3)), likely)
+    # The rest is what a plan looks like. What a global question names is sharp in most of them, as a scorer sees to it.
+    likely = _likely(question, spans) if rng.random() < 0.75 else []
+    extra = rng.choice((0, 0, 0, 1, 1, 2, 3) if needed else (1, 1, 1, 2, 2, 3))
+    return _mix(rng, n, needed, extra, likely)

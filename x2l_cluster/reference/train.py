@@ -1,5 +1,7 @@
 """Train the reference model: ``python -m x2l_cluster.reference.train --out DIR [--footage DIR] [--steps N]``.
 
+On several GPUs, one process each with ``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` set
+(as ``torchrun`` does); every step then counts so many times the groups.
 Stops and resumes at any time: everything random is a function of the step number, and ``DIR/state.pt`` holds
 weights, optimiser and step. ``DIR/model.safetensors`` is the latest bf16 export, ``DIR/log.jsonl`` the log.
 """
@@ -23,6 +25,7 @@ from x2l_cluster.reference.data import Codec, Steps, load_clips
 from x2l_cluster.reference.evaluate import evaluate, table
 from x2l_cluster.reference.forward import Shape
 from x2l_cluster.reference.model import Losses, backgrounds, initial_weights, pixels, save_weights
+from x2l_cluster.reference.peers import Peers
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:
@@ -49,6 +52,7 @@ class Run:
         self.out = Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(args.device)
+        self.peers = Peers.join(self.device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         config = AutoConfig.from_pretrained(reference.path())
         self.shape = Shape.of(config)
@@ -80,10 +84,14 @@ class Run:
             self.step, self.seconds = state["step"], state["seconds"]
 
     def log(self, **record: Any) -> None:
+        if self.peers.rank:
+            return
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "s": round(self.seconds, 1), **record}) + "\n")
 
     def save(self) -> None:
+        if self.peers.rank:
+            return
         state = {"weights": {k: v.detach() for k, v in self.w.items()}, "optimizer": self.optimizer.state_dict(),
                  "step": self.step, "seconds": self.seconds}  # fmt: skip
         torch.save(state, self.out / "state.tmp")
@@ -97,7 +105,7 @@ class Run:
 
     def evaluate(self, sizes: list[tuple[int, int, int]]) -> None:
         """Held-out accuracy for (groups, videos, rounds), to the screen and the log; nothing with no videos."""
-        if not self.args.eval_videos:
+        if not self.args.eval_videos or self.peers.rank:
             return
         with torch.no_grad():
             w = self.lowered()
@@ -116,37 +124,41 @@ class Run:
         record["acc"] = [round(r / max(1, a), 3) for r, a in zip(right, asked, strict=True)]
         record |= {"lr": rate, "steps_s": round(steps / took, 2), "wait": round(waited / took, 2)}
         self.log(groups=groups, **record)
-        say(f"{self.step} {self.seconds:.0f}s {record}")
+        if not self.peers.rank:
+            say(f"{self.step} {self.seconds:.0f}s {record}")
 
     def train(self) -> None:
         args = self.args
         total = args.steps
         loader = torch.utils.data.DataLoader(
-            Steps(reference.path(), args.schedule or total, args.groups_per_step, self.clips),
+            Steps(reference.path(), args.schedule or total, args.groups_per_step, self.clips, self.peers.size),
             batch_size=None,
-            sampler=range(self.step, total),
+            sampler=range(self.step * self.peers.size + self.peers.rank, total * self.peers.size, self.peers.size),
             num_workers=args.workers,
             prefetch_factor=4 if args.workers else None,
         )
-        begun = time.monotonic() - self.seconds
+        begun, resumed = time.monotonic() - self.seconds, self.seconds
         sums: dict[str, torch.Tensor] = {}
         since, waited, mark = 0, 0.0, time.monotonic()
         saved = evaluated = time.monotonic()
-        before = time.monotonic()
+        before, reading = time.monotonic(), torch.tensor(self.seconds)
         for batch in loader:
             waited += time.monotonic() - before
-            # Short of time, the schedule runs on the clock, so that a run always ends annealed.
-            hurry = (time.monotonic() - begun) / args.limit_s * (total - args.start) if args.limit_s else 0.0
-            rate = learning_rate(max(self.step - args.start, int(hurry)), total - args.start, args.lr, args.warmup)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
             done = self.step / (args.schedule or total)
-            aux = 0.3 if done < 0.3 else 0.3 - 0.2 * min(1.0, (done - 0.3) / 0.4)
+            aux = args.aux * (0.3 if done < 0.3 else 0.3 - 0.2 * min(1.0, (done - 0.3) / 0.4))
             with torch.no_grad():
-                frames = pixels(batch, self.bank, self.device, augmented=True, step=self.step)
+                frames = pixels(batch, self.bank, self.device, augmented=True, step=batch.plan.seed)
             loss, report = self.losses(self.lowered(), batch, frames, aux, self.dtype)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            gradients = [p.grad for p in self.w.values() if p.grad is not None]
+            clock = float(reading)  # as of the step before: to read this step's would be to wait for the device
+            reading = self.peers.mean(gradients, time.monotonic() - begun)
+            # Short of time, the schedule runs on the clock, so that a run always ends annealed.
+            hurry = clock / args.limit_s * (total - args.start) if args.limit_s else 0.0
+            rate = learning_rate(max(self.step - args.start, int(hurry)), total - args.start, args.lr, args.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
             norm = torch.nn.utils.clip_grad_norm_(list(self.w.values()), 1.0)
             self.optimizer.step()
             self.step += 1
@@ -165,7 +177,7 @@ class Run:
                     [(96, args.eval_videos, 1)] + ([(288, max(1, args.eval_videos // 3), 1)] if done > 0.4 else [])
                 )
                 evaluated = time.monotonic()
-            if args.limit_s and time.monotonic() - begun > args.limit_s:
+            if (args.limit_s and clock > args.limit_s) or (args.pause_s and clock - resumed > args.pause_s):
                 break
             before = time.monotonic()
         self.seconds = time.monotonic() - begun
@@ -173,7 +185,8 @@ class Run:
         self.evaluate(
             [(96, args.eval_videos, args.final_rounds), (288, max(1, args.eval_videos // 3), args.final_rounds)]
         )
-        say(f"finished at step {self.step} after {self.seconds:.0f} s")
+        self.peers.leave()
+        say(f"stopped at step {self.step} after {self.seconds:.0f} s")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -187,6 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--groups-per-step", type=int, default=3072)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--aux", type=float, default=1.0, help="scale of the auxiliary losses; 0 for a short last leg")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
@@ -195,7 +209,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--eval-s", type=float, default=90.0)
     parser.add_argument("--eval-videos", type=int, default=24)
     parser.add_argument("--final-rounds", type=int, default=4)
-    parser.add_argument("--limit-s", type=float, default=0.0, help="stop after this many seconds of training")
+    parser.add_argument("--limit-s", type=float, default=0.0, help="end after this many seconds of training, annealed")
+    parser.add_argument("--pause-s", type=float, default=0.0, help="stop after this many seconds, to be resumed")
     args = parser.parse_args(argv)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.multiprocessing.set_sharing_strategy("file_system")
