@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from x2l_cluster.kv.block import KVBlock, Run
-from x2l_cluster.models.attend import View
 from x2l_cluster.models.base import Tokens
 from x2l_cluster.models.qwen3_vl import Qwen3VL
+from x2l_cluster.models.view import View
 from x2l_cluster.types import Level, Role
 
 SPECIAL = [

@@ -14,10 +14,10 @@ from x2l_cluster.engine.assemble import Assembler, Prefix
 from x2l_cluster.engine.decode import Decoder, Generation
 from x2l_cluster.engine.prefill import Prefiller
 from x2l_cluster.kv.block import KVBlock
-from x2l_cluster.models.attend import View
 from x2l_cluster.models.base import Step
 from x2l_cluster.models.pixels import patchify
 from x2l_cluster.models.qwen3_vl import Qwen3VL
+from x2l_cluster.models.view import View
 from x2l_cluster.types import Level, LevelSpec, Positions, Quant, Recipe, Span
 
 IDENTITY = LevelSpec(pool="1x1", quant=Quant.NONE)

@@ -10,7 +10,7 @@ from tests.tiny import qwen3_vl
 from x2l_cluster.compress import compress
 from x2l_cluster.kv.codec import pack, unpack
 from x2l_cluster.models import Step, View
-from x2l_cluster.models.attend import Page
+from x2l_cluster.models.pages import Page
 from x2l_cluster.select import Aggregation, Calibration, EncodedQuestion, Encoding, Features, TokenSet, get_scorer
 from x2l_cluster.types import BlockKey, Level
 

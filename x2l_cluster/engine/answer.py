@@ -238,9 +238,21 @@ class Answerer:
     def join(self, work: Work, decoder: Decoder, generation: Generation) -> None:
         """Puts a reloaded question into a batch. Raises PromptTooLong."""
         with _timed([work.timings], "assemble_s"):
-            pages, position = self._placed([item.page for item in work.loaded], work.asked.manifest, work.where)
-            view = View([self._prefix.page, *pages])
+            view, position = self._view(work)
             work.stream = decoder.join(view, self.lm.embed_text(work.prompt.suffix, position), generation)
+
+    def _view(self, work: Work) -> tuple[View, float]:
+        """What a question sees, and the position at which it begins.
+
+        Where the coarse pages stand does not depend on the plan, so questions about one video share them, and each has
+        its fine ones instead of some. With most of them fine it is those that are worth sharing.
+        """
+        pages, position = self._placed([item.page for item in work.loaded], work.asked.manifest, work.where)
+        coarse = [work.coarse[chunk.chunk].page for chunk in work.plan.chunks]
+        instead = {place: page for place, page in enumerate(pages, 1) if page is not coarse[place - 1]}
+        if 2 * len(instead) > len(pages):
+            return View([self._prefix.page, *pages]), position
+        return View([self._prefix.page, *coarse], instead), position
 
     def finished(self, work: Work) -> Answer:
         """The answer, of what the stream has written."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from x2l_cluster.engine.place import Placement, place
 from x2l_cluster.kv.block import KVBlock, dense
 from x2l_cluster.kv.stripes import Stripe, join
-from x2l_cluster.models.attend import Page, View
 from x2l_cluster.models.base import VideoLM
+from x2l_cluster.models.pages import Page
+from x2l_cluster.models.view import View
 from x2l_cluster.types import Level, Positions
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from x2l_cluster.errors import InvalidInput, PromptTooLong
-from x2l_cluster.models.attend import View
 from x2l_cluster.models.base import Step, Tokens, VideoLM
+from x2l_cluster.models.rows import Shelves
+from x2l_cluster.models.view import View
 
 GREEDY = 1e-5
 """Temperatures up to this one are greedy: dividing by them would overflow."""
@@ -72,6 +73,7 @@ class Decoder:
     def __init__(self, lm: VideoLM) -> None:
         self._lm = lm
         self._streams: list[Stream] = []
+        self._shelves = Shelves()
 
     @property
     def size(self) -> int:
@@ -86,6 +88,7 @@ class Decoder:
         stream = Stream(view=view, pending=question, generation=generation, words=self._lm.text)
         if generation.temperature > GREEDY:
             stream._random = torch.Generator(device="cpu").manual_seed(generation.seed)
+        view.join(self._shelves)
         self._streams.append(stream)
         return stream
 
@@ -94,7 +97,7 @@ class Decoder:
 
         When it raises, no stream has got a token, and it can be called again.
         """
-        self._streams = [stream for stream in self._streams if stream.finish is None]
+        self._part()
         batch = [stream for stream in self._streams if only in (None, stream)]
         if not batch:
             return []
@@ -103,13 +106,25 @@ class Decoder:
         for stream, chosen in zip(batch, self._choose(batch, logits), strict=True):
             stream.view.advance(len(stream.pending))
             self._take(stream, chosen)
-        self._streams = [stream for stream in self._streams if stream.finish is None]
+        going = [stream for stream in batch if stream.finish is None]
+        if going:
+            following = self._lm.embed_next([s.ids[-1] for s in going], [s.pending.end for s in going])
+            for stream, tokens in zip(going, following, strict=True):
+                stream.pending = tokens
+        self._part()
         return batch
 
     def run(self) -> Iterator[Stream]:
         """Steps until the batch is empty, yielding every stream that got a token."""
         while self._streams:
             yield from self.step()
+
+    def _part(self) -> None:
+        """Streams that have finished leave."""
+        for stream in self._streams:
+            if stream.finish is not None:
+                stream.view.leave()
+        self._streams = [stream for stream in self._streams if stream.finish is None]
 
     def _choose(self, batch: list[Stream], logits: Tensor) -> list[int]:
         chosen: list[int] = logits.argmax(-1).tolist()
@@ -129,8 +144,6 @@ class Decoder:
             return
         if len(stream.ids) >= generation.max_tokens:
             stream.finish = "length"
-            return
-        stream.pending = self._lm.embed_text([token], stream.pending.end)
 
 
 def check_room(lm: VideoLM, position: float, max_tokens: int) -> None:

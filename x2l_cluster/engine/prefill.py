@@ -15,8 +15,9 @@ from x2l_cluster.engine.assemble import Assembler, Prefix
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.kv.block import KVBlock
 from x2l_cluster.metrics import CHUNK_PREFILL_S
-from x2l_cluster.models.attend import Page, View
 from x2l_cluster.models.base import Tokens, VideoLM
+from x2l_cluster.models.pages import Page
+from x2l_cluster.models.view import View
 from x2l_cluster.types import Level, Recipe, Span
 
 

@@ -16,8 +16,10 @@ from x2l_cluster.errors import ExceedsDevice
 from x2l_cluster.models import VideoLM
 from x2l_cluster.types import Kind, Manifest
 
-COPIES: Final = 2
-"""An entry is there as a page and once more in the view that lays pages out."""
+SHARED: Final = 2
+"""A coarse entry is there as a page and once more where pages are laid out for all who ask about the video."""
+OWN: Final = 3
+"""One that only its question sees is there as a page, and in a row that may be half empty."""
 SHARE: Final = 0.8
 """Of what is free on the device; the rest is for activations and fragments."""
 MEMORY: Final = Path("/proc/meminfo")
@@ -43,11 +45,11 @@ class Room:
 
     def needs(self, manifest: Manifest, fine: Collection[int] = (), tokens: int = 0) -> int:
         """Bytes of a question with those chunks fine and so many tokens of its own. Raises ExceedsDevice."""
-        entries = sum(
-            row.blocks[Kind.L if row.index in fine and Kind.L in row.blocks else Kind.H].entries
-            for row in manifest.chunks
+        coarse = sum(row.blocks[Kind.H].entries for row in manifest.chunks)
+        own = tokens + sum(
+            row.blocks[Kind.L].entries for row in manifest.chunks if row.index in fine and Kind.L in row.blocks
         )
-        size = COPIES * (entries + tokens) * self._entry_bytes
+        size = (SHARED * coarse + OWN * own) * self._entry_bytes
         if size > self._total:
             todo = (
                 "ask for less detail (coarse, k or a budget)"

@@ -1,135 +1,218 @@
-"""All attention goes through here: a request's queries against the pages it may see.
+"""All attention goes through here: requests' queries against what each may see (``view.py``).
 
-A *page* is a stretch of rotated keys and values that many requests may share (the prefix; a chunk at a level; the
-prefill memory). A *view* is what one request attends to: some pages in time order, then its own tokens. On a CPU the
-view lays its pages out once, contiguously, with room for the tokens to come, and calls SDPA; a paged engine replaces
-this file and nothing else.
+What is shared is attended to once for all who share it, what is not in one product over rows that lie together
+(``rows.py``), and the two are put together by the mass each of them has: attention does not depend on the order of what
+it sees, because positions are in the keys. A paged engine of a GPU replaces this file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Page:
-    """Rotated KVs: keys and values (layers, kv_heads, entries, head_dim); bias (entries,) float32 or None for zeros.
-
-    The bias is added to the attention scores of an entry: log n for entries that stand for n tokens where wanted,
-    −inf where an entry must not be seen.
-    """
-
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None = None
-
-    @property
-    def entries(self) -> int:
-        return self.keys.shape[2]
+from x2l_cluster.models.pages import Stretch
+from x2l_cluster.models.partial import Partial, merged, partial
+from x2l_cluster.models.view import View
 
 
-class View:
-    """What one request sees: shared pages, then its own tokens, which grow layer by layer.
-
-    A layer is laid out when it is first asked for, so a forward that stops early (scoring) costs no more than it uses.
-    Not safe for use by two threads at once; pages are never written to.
-    """
-
-    def __init__(self, pages: Sequence[Page]) -> None:
-        assert pages, "a view begins with at least the prefix"
-        self.pages = tuple(pages)
-        self.shared = sum(page.entries for page in pages)
-        self.own = 0
-        """Own tokens every layer has seen: moved on by :meth:`advance`."""
-        self._bias = self._join_bias()
-        self._laid: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def _join_bias(self) -> Tensor | None:
-        if all(page.bias is None for page in self.pages):
-            return None
-        device = self.pages[0].keys.device
-        return torch.cat(
-            [torch.zeros(p.entries, device=device) if p.bias is None else p.bias.float() for p in self.pages]
-        )
-
-    @property
-    def entries(self) -> int:
-        return self.shared + self.own
-
-    def _room(self, layer: int, new: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, (kv_heads, room, head_dim) each, with room for ``new`` more."""
-        laid = self._laid.get(layer)
-        need = self.entries + new
-        if laid is not None and laid[0].shape[1] >= need:
-            return laid
-        room = need + max(64, self.own)
-        first = self.pages[0]
-        heads, _, dim = first.keys.shape[1:]
-        keys, values = (x.new_empty((heads, room, dim)) for x in (first.keys, first.values))
-        if laid is None:
-            torch.cat([page.keys[layer] for page in self.pages], dim=1, out=keys[:, : self.shared])
-            torch.cat([page.values[layer] for page in self.pages], dim=1, out=values[:, : self.shared])
-        else:
-            keys[:, : self.entries] = laid[0][:, : self.entries]
-            values[:, : self.entries] = laid[1][:, : self.entries]
-        self._laid[layer] = keys, values
-        return keys, values
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts new rotated keys and values (kv_heads, new, head_dim) of one layer behind what is there.
-
-        Returns all of the layer's keys and values, (kv_heads, entries + new, head_dim).
-        """
-        new = keys.shape[1]
-        all_keys, all_values = self._room(layer, new)
-        here = slice(self.entries, self.entries + new)
-        all_keys[:, here] = keys
-        all_values[:, here] = values
-        return all_keys[:, : here.stop], all_values[:, : here.stop]
-
-    def advance(self, new: int) -> None:
-        """Every layer has taken ``new`` tokens."""
-        self.own += new
-
-    def mask(self, new: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """Additive mask (new, entries + new): biases of the past, causal among the new. None: all zeros."""
-        if new == 1 and self._bias is None:
-            return None
-        device = self.pages[0].keys.device
-        past = self.entries
-        mask = torch.zeros(new, past + new, device=device)
-        if self._bias is not None:
-            mask[:, : self.shared] = self._bias
-        mask[:, past:] = torch.full((new, new), float("-inf"), device=device).triu(1)
-        return mask.to(dtype)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Grouped-query attention of one request.
+class Attention:
+    """The attention of one forward, layer after layer, of several requests at once.
 
     Args:
-        queries: (heads, new, head_dim), rotated.
-        keys, values: (kv_heads, seen, head_dim), rotated.
-        mask: additive, (new, seen), of the queries' dtype, or None.
-        scale: factor of the scores.
-
-    Returns:
-        (new, heads * head_dim).
+        views: what each request sees; new tokens are written into them.
+        sizes: how many new tokens each has.
+        sharing: query heads to a KV head.
+        dtype: of queries, keys and values.
     """
-    # The query heads that share a KV head become more rows of it: no head is ever copied, and every SDPA kernel can
-    # take it (those of a GPU that take a mask do not group heads themselves).
-    kv_heads, sharing = keys.shape[0], queries.shape[0] // keys.shape[0]
-    new, dim = queries.shape[1:]
-    out = F.scaled_dot_product_attention(
-        queries.reshape(1, kv_heads, sharing * new, dim),
-        keys[None],
-        values[None],
-        attn_mask=None if mask is None else mask.repeat(sharing, 1)[None, None],
-        scale=scale,
-    )
-    return out.view(kv_heads * sharing, new, dim).transpose(0, 1).flatten(1)
+
+    def __init__(self, views: Sequence[View], sizes: Sequence[int], sharing: int, dtype: torch.dtype) -> None:
+        spans = [(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
+        for view, size in zip(views, sizes, strict=True):  # all of them first: rows move when others get theirs
+            view.room(size)
+        # One token each, as in decoding, is one product for all of them; nothing else is worth putting together.
+        ones = [
+            n for n, (view, size) in enumerate(zip(views, sizes, strict=True)) if size == 1 and view.stretch.entries
+        ]
+        ones = ones if len(ones) > 1 else []
+        others = sorted(set(range(len(views))) - set(ones))
+        self._ones = _Ones([views[n] for n in ones], sharing, dtype) if ones else None
+        self._others = [(spans[n], _Several(views[n], sizes[n], dtype)) for n in others]
+        device = views[0].stretch.pages[0].keys.device
+        self._at = torch.tensor([spans[n][0] for n in ones], device=device)
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """Attends, all rotated.
+
+        Args:
+            queries: (tokens, heads, head_dim), requests one behind the other.
+            keys, values: (tokens, kv_heads, head_dim) of the new tokens.
+            scale: factor of the scores.
+
+        Returns:
+            (tokens, heads * head_dim).
+        """
+        if self._ones is not None and not self._others:
+            return self._ones(layer, queries, keys, values, scale)
+        seen = torch.empty_like(queries).flatten(1)
+        if self._ones is not None:
+            at = self._at
+            seen[at] = self._ones(layer, queries[at], keys[at], values[at], scale)
+        for (start, stop), one in self._others:
+            seen[start:stop] = one(layer, queries[start:stop], keys[start:stop], values[start:stop], scale)
+        return seen
+
+
+class _Several:
+    """One request with some new tokens, which see each other causally."""
+
+    def __init__(self, view: View, new: int, dtype: torch.dtype) -> None:
+        rows, row = view.rows, view.row
+        assert rows is not None
+        self._stretch, self._new = view.stretch, new
+        past = view.kept_entries + view.own
+        self._here, self._upto = slice(past, past + new), past + new
+        self._keys, self._values = rows.keys[:, row], rows.values[:, row]
+        rows.mask[row, self._here] = 0.0
+        self._mask: Tensor | None = None
+        if new > 1 or rows.biased:
+            mask = rows.mask[row, : self._upto].expand(new, -1).clone()
+            mask[:, past:] = torch.full((new, new), float("-inf"), device=mask.device).triu(1)
+            self._mask = mask.to(dtype)
+        self._bias = None if view.bias is None else view.bias.to(dtype)[None, None, None]
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        all_keys, all_values = self._keys[layer], self._values[layer]
+        all_keys[:, self._here] = keys.transpose(0, 1)
+        all_values[:, self._here] = values.transpose(0, 1)
+        new, heads, dim = queries.shape
+        kv_heads, sharing = keys.shape[1], heads // keys.shape[1]
+        # The query heads that share a KV head become more rows of it: no head is ever copied.
+        rows = queries.transpose(0, 1).reshape(1, kv_heads, sharing * new, dim)
+        mask = None if self._mask is None else self._mask.repeat(sharing, 1)[None, None]
+        own = partial(rows, all_keys[None, :, : self._upto], all_values[None, :, : self._upto], mask, scale)
+        seen = own[0]
+        if self._stretch.entries:
+            shared_keys, shared_values = self._stretch.layer(layer)
+            seen = merged(partial(rows, shared_keys[None], shared_values[None], self._bias, scale), own)
+        return seen[0].reshape(heads, new, dim).transpose(0, 1).flatten(1)
+
+
+class _Ones:
+    """Requests with one new token each: a product a stretch they share, and one over the rows they have together."""
+
+    def __init__(self, views: Sequence[View], sharing: int, dtype: torch.dtype) -> None:
+        device = views[0].stretch.pages[0].keys.device
+        together: dict[Stretch, list[int]] = {}
+        for number, view in enumerate(views):
+            together.setdefault(view.stretch, []).append(number)
+        self._rows = [_OnRows(views, members, dtype) for members in _neighbours(views)]
+        self._stretches = [_OnStretch(views, members, sharing, dtype) for members in together.values()]
+        self._by_row = _Order(self._rows, device)
+        self._by_stretch = _Order(self._stretches, device)
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        tokens, kv_heads, dim = keys.shape
+        grouped = queries.view(tokens, kv_heads, -1, dim)
+        for part in self._rows:
+            part.write(layer, keys, values)
+        own = self._by_row(layer, grouped, scale)
+        shared = self._by_stretch(layer, grouped, scale)
+        return merged(shared, own).flatten(1)
+
+
+def _neighbours(views: Sequence[View]) -> list[list[int]]:
+    """Numbers of views, in the order of their rows, in runs whose rows lie side by side."""
+    runs: list[list[int]] = []
+    for number in sorted(range(len(views)), key=lambda number: (id(views[number].rows), views[number].row)):
+        view, before = views[number], views[runs[-1][-1]] if runs else None
+        if before is not None and before.rows is view.rows and before.row + 1 == view.row:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
+class _OnRows:
+    """Views whose rows lie side by side, over what only each of them sees."""
+
+    def __init__(self, views: Sequence[View], members: list[int], dtype: torch.dtype) -> None:
+        first = views[members[0]]
+        assert first.rows is not None
+        self.members, self._rows = members, first.rows
+        ends = [views[member].kept_entries + views[member].own for member in members]
+        self._here, self._upto = slice(first.row, first.row + len(members)), max(ends) + 1
+        mask, room = self._rows.mask, self._rows.room
+        places = torch.tensor([(first.row + n) * room + end for n, end in enumerate(ends)], device=mask.device)
+        mask.view(-1)[places] = 0.0
+        # Rows of one head each, in the flat tensor of a layer: where the new keys and values go.
+        kv_heads = self._rows.keys.shape[2]
+        row, end = places // room, places % room
+        heads = torch.arange(kv_heads, device=mask.device)
+        self._places = ((row[:, None] * kv_heads + heads) * room + end[:, None]).flatten()
+        self._who = None if members == list(range(len(views))) else torch.tensor(members, device=mask.device)
+        needless = len(members) == 1 and not self._rows.biased
+        self._mask = None if needless else mask[self._here, None, None, : self._upto].to(dtype)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        for kept, new in ((self._rows.keys, keys), (self._rows.values, values)):
+            mine = new if self._who is None else new[self._who]
+            kept[layer].view(-1, new.shape[-1]).index_copy_(0, self._places, mine.flatten(0, 1))
+
+    def __call__(self, layer: int, queries: Tensor, scale: float) -> Partial:
+        keys = self._rows.keys[layer, self._here, :, : self._upto]
+        values = self._rows.values[layer, self._here, :, : self._upto]
+        return partial(queries, keys, values, self._mask, scale)
+
+
+class _OnStretch:
+    """Views of one stretch, over that."""
+
+    def __init__(self, views: Sequence[View], members: list[int], sharing: int, dtype: torch.dtype) -> None:
+        self.members, self._stretch = members, views[members[0]].stretch
+        self._mask: Tensor | None = None
+        biases = [views[member].bias for member in members]
+        if any(bias is not None for bias in biases):
+            zeros = torch.zeros(self._stretch.entries, device=self._stretch.pages[0].keys.device)
+            bias = torch.stack([zeros if bias is None else bias for bias in biases]).to(dtype)
+            self._mask = bias.repeat_interleave(sharing, 0)[None, None]
+
+    def __call__(self, layer: int, queries: Tensor, scale: float) -> Partial:
+        keys, values = self._stretch.layer(layer)
+        members, kv_heads, sharing, dim = queries.shape
+        rows = queries.transpose(0, 1).reshape(1, kv_heads, members * sharing, dim)
+        seen, mass = partial(rows, keys[None], values[None], self._mask, scale)
+        split = (members, sharing)
+        return seen[0].unflatten(1, split).transpose(0, 1), mass[0].unflatten(1, split).transpose(0, 1)
+
+
+class _Part(Protocol):
+    """Some members of a batch: their queries (members, kv_heads, sharing, head_dim) over what they see together."""
+
+    members: list[int]
+
+    def __call__(self, layer: int, queries: Tensor, scale: float) -> Partial: ...
+
+
+class _Order:
+    """Parts of a batch, each of some members, as one over all of them in the order of the batch."""
+
+    def __init__(self, parts: Sequence[_Part], device: torch.device) -> None:
+        self._parts = parts
+        order = [member for part in parts for member in part.members]
+        self._sizes = [len(part.members) for part in parts]
+        self._there = self._back = None
+        if order != sorted(order):
+            self._there = torch.tensor(order, device=device)
+            self._back = self._there.argsort()
+
+    def __call__(self, layer: int, queries: Tensor, scale: float) -> Partial:
+        if self._there is not None:
+            queries = queries[self._there]
+        shares = queries.split(self._sizes)
+        done = [part(layer, share, scale) for part, share in zip(self._parts, shares, strict=True)]
+        seen, mass = done[0] if len(done) == 1 else (torch.cat([part[n] for part in done]) for n in (0, 1))
+        return (seen, mass) if self._back is None else (seen[self._back], mass[self._back])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from x2l_cluster.kv.block import KVBlock, Run
-from x2l_cluster.models.attend import View
+from x2l_cluster.models.view import View
 from x2l_cluster.types import Level, Recipe
 
 
@@ -143,6 +143,10 @@ class VideoLM(Protocol):
 
     def embed_text(self, ids: Sequence[int], position: float) -> Tokens:
         """Text tokens placed from ``position`` on."""
+        ...
+
+    def embed_next(self, ids: Sequence[int], positions: Sequence[float]) -> list[Tokens]:
+        """The next token of several requests, each placed by itself: :meth:`embed_text` of one id for each, at once."""
         ...
 
     def embed_chunk(
