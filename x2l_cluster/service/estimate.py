@@ -13,7 +13,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from x2l_cluster.engine import Prefiller, Prefix, VideoEngine
-from x2l_cluster.engine.room import COPIES
+from x2l_cluster.engine.room import OWN, SHARED
 from x2l_cluster.messages import Estimate
 from x2l_cluster.service.requests import EstimateRequest
 from x2l_cluster.types import Kind, Level, Recipe, Span, recipe_fields
@@ -58,7 +58,7 @@ class Estimator:
         entry = 2 * lm.spec.layers * lm.spec.kv_heads * lm.spec.head_dim
         calibration = self._engine.calibration
         fine = min(chunks, calibration.most(chunks) if calibration else _FINE_CHUNKS)
-        seen = sample.entries[Level.H] * share + (sample.entries[Level.L] - sample.entries[Level.H]) * fine
+        seen = SHARED * sample.entries[Level.H] * share + OWN * sample.entries[Level.L] * fine
         return Estimate(
             duration_s=request.duration_s,
             frames=frames,
@@ -69,7 +69,7 @@ class Estimator:
             score_bytes=score_bytes,
             full_bytes=tokens * entry * (4 if recipe.kv_dtype == "float32" else 2),
             tiers=dict(tiers),
-            device_bytes=math.ceil(seen) * entry * lm.dtype.itemsize * COPIES,
+            device_bytes=math.ceil(seen) * entry * lm.dtype.itemsize,
             index_s=None if chunk_s is None else chunks * chunk_s,
         )
 
