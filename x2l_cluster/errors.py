@@ -36,6 +36,7 @@ Every error says what happened, to which id, and what to do about it. ``code`` i
     │   ├── CorruptVideo
     │   ├── ResolutionChanged
     │   ├── SpanOutsideVideo
+    │   ├── NotAContinuation
     │   ├── DecodeTimeout
     │   └── DecoderCrashed
     ├── ModelError
@@ -292,6 +293,12 @@ class SpanOutsideVideo(VideoError):
     """The asked-for span holds no frame."""
 
     code = "span_outside_video"
+
+
+class NotAContinuation(VideoError):
+    """The file does not go on from where the indexed recording ended."""
+
+    code = "not_a_continuation"
 
 
 class DecodeTimeout(VideoError):

@@ -23,6 +23,8 @@ LAYOUT_VERSION = 2
 LOCAL_TENANT = "local"
 MAX_CHUNK_PIXELS = 1 << 28
 """More than 100 frames of 1080p; a worker that is asked for more than it has memory for would die of it."""
+MAX_CHUNK_FRAMES = 1 << 16
+"""What is known of each goes into one record of the state."""
 
 
 # --- levels, tiers, kinds -------------------------------------------------------------------------------------------
@@ -258,8 +260,8 @@ class Recipe:
             object.__setattr__(self, "positions", Positions(self.positions))
         except ValueError as error:
             raise InvalidRecipe(f"positions are {', '.join(Positions)}, got {self.positions!r}") from error
-        if self.chunk_frames < 1:
-            raise InvalidRecipe(f"chunk_frames must be at least 1, got {self.chunk_frames}")
+        if not 1 <= self.chunk_frames <= MAX_CHUNK_FRAMES:
+            raise InvalidRecipe(f"chunk_frames is from 1 to {MAX_CHUNK_FRAMES}, got {self.chunk_frames}")
         if (self.height == 0) != (self.width == 0) or min(self.height, self.width) < 0:
             raise InvalidRecipe(f"give both height and width, or neither; got {self.height}x{self.width}")
         pixels = self.chunk_frames * (self.height * self.width or self.max_pixels)
@@ -410,11 +412,22 @@ class ChunkRow:
     raw_entries: int
     """KV entries the chunk had before compression: what a full cache would hold."""
     blocks: Mapping[str, BlockRef]
+    prints: bytes = b""
+    """Eight bytes a sampled frame (:func:`x2l_cluster.video.chunks.frame_prints`): they tell whether a recording that
+    has grown still begins with what was indexed."""
 
 
 class IndexStatus(StrEnum):
     INDEXING = "indexing"
     READY = "ready"
+    GROWING = "growing"
+    """It was ready, and there is more of the recording by now, which is being indexed."""
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether all of a video is, or was at one time, covered: such an index is preferred to one still in the
+        making."""
+        return self is not IndexStatus.INDEXING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -433,6 +446,14 @@ class Manifest:
     made_s: float = 0.0
     """When indexing last published something of it, in seconds since 1970: how old it is goes by that."""
     chunks: tuple[ChunkRow, ...] = ()
+    tail: int = 0
+    """How many chunks, at the end, are of a growing recording as it ended before. Questions are answered over them
+    until the chunks that replace them are sealed."""
+
+    @property
+    def settled(self) -> tuple[ChunkRow, ...]:
+        """The chunks that stay as they are; work goes on behind them."""
+        return self.chunks[: len(self.chunks) - self.tail]
 
     @property
     def span(self) -> Span:

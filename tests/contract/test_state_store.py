@@ -32,6 +32,7 @@ RECIPE = Recipe(family="tiny", weights="w1")
 OTHER = Recipe(family="tiny", weights="w2")
 INFO = VideoInfo(duration_s=60.0, width=128, height=128, fps=25.0, container="mp4")
 SOURCE = SourceRef(id="s1", name="a.mp4", size_bytes=10)
+LONGER = SourceRef(id="s2", name="a.mp4", size_bytes=20)
 
 Maker = Callable[[], StateStore]
 
@@ -263,6 +264,99 @@ def test_threads_sealing_the_same_rows_agree(store: StateStore) -> None:
 
 
 # --- updates --------------------------------------------------------------------------------------------------------
+
+
+def grow(store: StateStore, before: Manifest, kept: int, *, revision: int | None = None) -> Manifest:
+    return store.grow(
+        before.tenant,
+        before.video,
+        before.recipe.digest,
+        revision=before.revision if revision is None else revision,
+        kept=kept,
+        info=replace(INFO, duration_s=99.0),
+        source=LONGER,
+    )
+
+
+def longer(before: ChunkRow, epoch: int) -> ChunkRow:
+    """A chunk as it is once more of it came."""
+    return replace(
+        row(before.index, epoch, size=300), span=replace(before.span, end_s=before.span.end_s + 1), frames=17
+    )
+
+
+def test_what_grows_keeps_its_rows_and_replaces_those_of_the_tail(maker: Maker) -> None:
+    with maker() as writer, maker() as reader:
+        before = seal(writer, begin(writer), 0, 1, 2)
+        before = finish(writer, before)
+        assert reader.manifest("ada", "v1") == before
+        grown = grow(writer, before, 1)
+        assert (grown.status, grown.tail, grown.source) == (IndexStatus.GROWING, 2, LONGER)
+        assert (grown.chunks, grown.settled) == (before.chunks, before.chunks[:1])
+        assert grown.epoch > before.epoch and grown.revision == before.revision + 1
+        assert reader.manifest("ada", "v1") == grown
+        new = [longer(old, grown.epoch) for old in before.chunks[1:]]
+        one = writer.seal("ada", "v1", RECIPE.digest, grown.epoch, new[0])
+        assert (one.chunks, one.tail) == ((before.chunks[0], new[0], before.chunks[2]), 1)
+        assert writer.seal("ada", "v1", RECIPE.digest, grown.epoch, new[0]) == one
+        two = writer.seal("ada", "v1", RECIPE.digest, grown.epoch, new[1])
+        assert (two.chunks, two.tail) == ((before.chunks[0], *new), 0)
+        more = seal(writer, replace(two), 3)
+        assert reader.manifest("ada", "v1") == more
+        done = finish(writer, more)
+        assert (done.status, done.info.duration_s) == (IndexStatus.READY, 99.0)
+        assert reader.manifest("ada", "v1") == done
+    with maker() as fresh:
+        assert fresh.manifest("ada", "v1") == done
+        (record,) = fresh.videos("ada")
+        assert (record.chunks, record.source, record.covered) == (4, LONGER, done.span)
+
+
+def test_whoever_works_on_what_grows_is_overtaken(maker: Maker) -> None:
+    with maker() as slow, maker() as other:
+        started = begin(slow)
+        before = seal(slow, started, 0, 1)
+        grown = grow(other, before, 2)
+        assert grown.status is IndexStatus.INDEXING, "it never was ready"
+        with pytest.raises(StaleEpoch):
+            slow.seal("ada", "v1", RECIPE.digest, started.epoch, row(2, started.epoch))
+        with pytest.raises(StaleEpoch, match="look again"):
+            grow(slow, before, 2)
+        assert begin_longer(slow, grown).tail == 0
+
+
+def begin_longer(store: StateStore, grown: Manifest) -> Manifest:
+    return store.begin(grown.tenant, grown.video, grown.recipe, grown.info, LONGER)
+
+
+def test_a_row_of_the_tail_may_stay_with_its_blocks_and_another_span(store: StateStore) -> None:
+    before = finish(store, seal(store, begin(store), 0, 1))
+    grown = grow(store, before, 1)
+    kept = replace(before.chunks[1], span=Span(start_s=8.0, end_s=16.5))
+    assert store.seal("ada", "v1", RECIPE.digest, grown.epoch, kept).chunks[1] == kept
+
+
+def test_what_does_not_fit_what_grew_is_refused(store: StateStore) -> None:
+    before = finish(store, seal(store, begin(store), 0, 1))
+    for kept in (-1, 3):
+        with pytest.raises(ManifestConflict, match="cannot stay"):
+            grow(store, before, kept)
+    grown = grow(store, before, 1)
+    for wrong in (row(0, grown.epoch, size=5), row(2, grown.epoch), replace(row(1, before.epoch), frames=3)):
+        with pytest.raises(ManifestConflict):
+            store.seal("ada", "v1", RECIPE.digest, grown.epoch, wrong)
+    with pytest.raises(ManifestConflict, match="wait until it is ready"):
+        store.decay("ada", "v1", RECIPE.digest)
+    assert store.manifest("ada", "v1") == grown
+    done = finish(store, grown)
+    assert (done.tail, done.chunks) == (0, before.chunks), "what was not replaced stays"
+
+
+def test_a_growing_index_is_still_the_one_meant(store: StateStore) -> None:
+    before = finish(store, seal(store, begin(store), 0))
+    begin(store, recipe=OTHER)
+    grown = grow(store, before, 0)
+    assert store.manifest("ada", "v1") == grown
 
 
 def test_an_update_replaces_the_blocks_of_a_row(maker: Maker) -> None:

@@ -132,8 +132,8 @@ def test_a_row_that_names_impossible_blobs_is_found() -> None:
 
 
 def test_records_of_another_version_say_so() -> None:
-    with pytest.raises(ManifestCorrupt, match="version 4"):
-        decode_head(sealed({**msgpack.unpackb(HEAD[8:]), "v": 4}))
+    with pytest.raises(ManifestCorrupt, match="version 3"):
+        decode_head(sealed({**msgpack.unpackb(HEAD[8:]), "v": 3}))
 
 
 def test_a_recipe_that_does_not_match_its_digest_is_found() -> None:

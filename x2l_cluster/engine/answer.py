@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -16,13 +16,13 @@ from x2l_cluster.engine.decode import Decoder, Generation, check_room
 from x2l_cluster.engine.hints import Hints
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.read import Reader
-from x2l_cluster.engine.reload import Reloader
+from x2l_cluster.engine.reload import Loaded, Reloader
 from x2l_cluster.engine.score import Scoring
 from x2l_cluster.engine.search import Hit, Search
 from x2l_cluster.engine.turns import Turns
 from x2l_cluster.engine.upkeep import check_model, let_go
 from x2l_cluster.engine.work import Asked, Work, answer_of, shared
-from x2l_cluster.errors import KVError, ModelMismatch, UnknownVideo, X2LError
+from x2l_cluster.errors import KVError, KVMissing, ModelMismatch, UnknownVideo, X2LError
 from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.models import Page, Prompt, VideoLM, View
 from x2l_cluster.select import Calibration, ChunkScorer, get_scorer, gloss, make_plan, pins
@@ -46,6 +46,7 @@ class Answerer:
     def __init__(self, lm: VideoLM, reader: Reader, calibration: Calibration | None, *, cache_bytes: int) -> None:
         self.lm = lm
         self.turns = Turns()
+        self._reader = reader
         self._calibration = calibration
         self._assembler = Assembler(lm)
         self._hints = Hints(reader.kv)
@@ -130,14 +131,14 @@ class Answerer:
         if asked[0].alone:
             yield from (self._without_video(*each) for each in zip(asked, max_tokens, strict=True))
             return
-        manifest = asked[0].manifest
-        self._check(manifest)
-        prompts = [self.lm.prompt(gloss(item.question, manifest.info.duration_s), item.history) for item in asked]
+        self._check(asked[0].manifest)
         timings: dict[str, float] = {}
         with _timed([timings], "coarse_s"):
+            asked, coarse = self._coarse(asked)
+            manifest = asked[0].manifest
             where = self._placement(manifest)
-            coarse = self._reloader.coarse(manifest, where)
             pages, end = self._placed([item.page for item in coarse], manifest, where)
+        prompts = [self.lm.prompt(gloss(item.question, manifest.info.duration_s), item.history) for item in asked]
         for prompt, tokens in zip(prompts, max_tokens, strict=True):
             check_room(self.lm, end + len(prompt.suffix), tokens)
         with _timed([timings], "score_s"):
@@ -152,6 +153,29 @@ class Answerer:
                 timings={name: seconds / len(asked) for name, seconds in timings.items()},
                 plan=replace(plan, note=_notes(note, let_go(manifest)), degraded=missed),
             )
+
+    def _coarse(self, asked: Sequence[Asked]) -> tuple[Sequence[Asked], list[Loaded]]:
+        """H of every chunk. What was made again since the manifest was read, of a video that grows, say, is asked about
+        as it is now."""
+        manifest = asked[0].manifest
+        try:
+            return asked, self._reloader.coarse(manifest, self._placement(manifest))
+        except KVMissing:
+            newest = self._newest(manifest)
+            if newest is None:
+                raise
+        asked = [replace(item, manifest=newest) for item in asked]
+        return asked, self._reloader.coarse(newest, self._placement(newest))
+
+    def _newest(self, manifest: Manifest) -> Manifest | None:
+        """The manifest as it is by now, if it is another one."""
+        if self._reader.newest is None:
+            return None
+        with suppress(X2LError):  # deleted, or the state is away: what is missing stays missing
+            newest = self._reader.newest(manifest)
+            if newest != manifest and newest.chunks:
+                return newest
+        return None
 
     def _without_video(self, asked: Asked, max_tokens: int) -> Work:
         prompt = self.lm.prompt(asked.question, asked.history)

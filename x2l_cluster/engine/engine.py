@@ -12,6 +12,7 @@ from typing import Any, Self
 from x2l_cluster.engine.answer import Answerer
 from x2l_cluster.engine.calibrated import find_calibration
 from x2l_cluster.engine.decode import Generation
+from x2l_cluster.engine.grow import check_can_grow
 from x2l_cluster.engine.index import Indexer, Progress
 from x2l_cluster.engine.prefill import Prefilled
 from x2l_cluster.engine.read import Reader
@@ -146,8 +147,7 @@ class VideoEngine:
                     watch=watch,
                 )
             finally:
-                if not self.stores.source_in_use(tenant, source.id):
-                    self.stores.sources.delete(tenant, source)
+                self._let_go(tenant, source)
 
     def index_source(
         self,
@@ -166,6 +166,83 @@ class VideoEngine:
             return self._index(
                 source, made, tenant=tenant, video=video, repair=repair, progress=progress, cancel=cancel
             )
+
+    def append(
+        self,
+        video: str,
+        path: str | Path,
+        *,
+        tenant: str = LOCAL_TENANT,
+        progress: Callable[[Progress], None] = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Manifest:
+        """Goes on with a video whose recording has grown: ``path`` begins with all that was indexed, and has more.
+
+        What was indexed stays and can be asked about meanwhile; the video keeps its id, and the longer file becomes its
+        source. The outcome is that of indexing the longer file at once. A file with nothing new changes nothing;
+        half-done work is gone on with. Of several recipes, that of the newest index is meant.
+
+        Raises UnknownVideo, ModelMismatch (another model indexed it), NotAContinuation when the file begins with
+        anything else, InvalidInput when its recipe cannot grow, and as :meth:`index`.
+        """
+        self._growing(video, tenant)
+        source = self.stores.sources.put(tenant, path)
+        try:
+            return self.append_source(video, source, tenant=tenant, progress=progress, cancel=cancel)
+        finally:
+            self._let_go(tenant, source)
+
+    def append_source(
+        self,
+        video: str,
+        source: SourceRef,
+        *,
+        tenant: str = LOCAL_TENANT,
+        progress: Callable[[Progress], None] = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Manifest:
+        """As :meth:`append`, of a source that is kept already and stays kept. Raises SourceMissing too."""
+        with self._indexing:
+            known = self._growing(video, tenant)
+            if known.source is None or known.source.id == source.id:  # begun before, or nothing new
+                return self._index(
+                    source,
+                    known.recipe,
+                    tenant=tenant,
+                    video=video,
+                    repair=False,
+                    progress=progress,
+                    cancel=cancel,
+                )
+            shorter = known.source
+            with self.stores.sources.open_local(tenant, source) as local:
+                grown = self._indexer.grow(
+                    local,
+                    known=known,
+                    source=source,
+                    begun=lambda _: self._let_go(tenant, shorter),
+                    progress=progress,
+                    cancel=cancel,
+                )
+            self.answerer.forget(tenant, video)
+            if grown.source is not None and grown.source.id == source.id:
+                self.stores.state.bind(tenant, source.id, video)
+            return grown
+
+    def check_can_grow(self, video: str, *, tenant: str = LOCAL_TENANT) -> None:
+        """Raises UnknownVideo, ModelMismatch or InvalidInput for a video that cannot be appended to."""
+        self._growing(video, tenant)
+
+    def _growing(self, video: str, tenant: str) -> Manifest:
+        known = self.manifest(video, tenant=tenant)
+        check_model(known, self.lm)
+        check_can_grow(known)
+        return known
+
+    def _let_go(self, tenant: str, source: SourceRef) -> None:
+        """Deletes a kept source that no index names."""
+        if not self.stores.source_in_use(tenant, source.id):
+            self.stores.sources.delete(tenant, source)
 
     def refresh(
         self,
@@ -253,6 +330,7 @@ class VideoEngine:
     ) -> Manifest:
         name = self.video_id(tenant, source.id, video)
         known = self._find(tenant, name, recipe.digest)
+        source = _longest(source, known)
         if known is None or known.status is not IndexStatus.READY or repair:
             with self.stores.sources.open_local(tenant, source) as local:
                 known = self._indexer.run(
@@ -275,11 +353,15 @@ class VideoEngine:
         return self._indexer.stored_bytes(done, recipe)
 
     def video_id(self, tenant: str, content: str, wished: str | None = None) -> str:
-        """The id an index of that content has or will have. Raises InvalidInput when the wished one is taken."""
+        """The id an index of that content has or will have; what a recording has grown from is that recording.
+
+        Raises InvalidInput when the wished one is taken.
+        """
         bound = self.stores.state.find(tenant, content)
         video = wished or bound or f"v-{content[:16]}"
         existing = self._find(tenant, video)
-        if existing is not None and existing.source is not None and existing.source.id != content:
+        other = existing is not None and existing.source is not None and existing.source.id != content
+        if other and bound != video:
             raise InvalidInput(f"video id {video} is taken by another file; choose another id or delete that video")
         return video
 
@@ -417,7 +499,7 @@ class VideoEngine:
         own = [r for r in self.videos(tenant=tenant) if r.video == video and r.recipe.weights == self.lm.spec.weights]
         if not own:
             return newest
-        best = max(own, key=lambda record: (record.status is IndexStatus.READY, record.epoch))
+        best = max(own, key=lambda record: (record.status.was_ready, record.epoch))
         return self.stores.state.manifest(tenant, video, best.recipe.digest)
 
     def search(
@@ -461,3 +543,18 @@ class VideoEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _longest(source: SourceRef, known: Manifest | None) -> SourceRef:
+    """What an index of a source is made from: if its recording has grown since, that is the longer one.
+
+    Raises InvalidInput when the index is of less than this source.
+    """
+    if known is None or known.source is None or known.source.id == source.id:
+        return source
+    if known.source.size_bytes < source.size_bytes:
+        raise InvalidInput(
+            f"under this recipe, video {known.video} was indexed from {known.source.size_bytes} bytes, before it grew; "
+            f"go on with it: `x2l append {known.video} FILE`"
+        )
+    return known.source

@@ -30,12 +30,12 @@ class Hints:
 
     def __init__(self, kv: KVStore, *, clock: Callable[[], float] = monotonic) -> None:
         self._kv = kv
-        self._opened: TTLCache[tuple[str, str, str, int], bool] = TTLCache(1024, AGAIN_S, clock)
+        self._opened: TTLCache[tuple[str, str, str, int, int], bool] = TTLCache(1024, AGAIN_S, clock)
         self._lock = Lock()
 
     def opened(self, manifest: Manifest) -> None:
         """A question about this video is on its way: all that is coarse of it will be read, then its score index."""
-        name = (manifest.tenant, manifest.video, manifest.recipe.digest, manifest.revision)
+        name = (manifest.tenant, manifest.video, manifest.recipe.digest, manifest.epoch, manifest.revision)
         with self._lock:
             if name in self._opened:
                 return

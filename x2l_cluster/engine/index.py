@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
 from x2l_cluster.engine.assemble import Prefix
 from x2l_cluster.engine.behind import WriteBehind
+from x2l_cluster.engine.grow import chunks_kept
 from x2l_cluster.engine.pack import Packer
 from x2l_cluster.engine.prefill import Prefilled, Prefiller
 from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.seal import Sealer, Unsealed
 from x2l_cluster.engine.sealed import Sealed
-from x2l_cluster.errors import Cancelled, InvalidInput, KVError, UnknownVideo, VideoError
+from x2l_cluster.errors import Cancelled, InvalidInput, KVError, UnknownVideo, VideoError, X2LError
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.store import KVStore, Priority
 from x2l_cluster.kv.stripes import STRIPE_BYTES
@@ -24,7 +25,7 @@ from x2l_cluster.models import VideoLM
 from x2l_cluster.select import ChunkScorer
 from x2l_cluster.state.base import StateStore
 from x2l_cluster.state.memory import MemoryState
-from x2l_cluster.types import ChunkRow, Kind, Manifest, Recipe, SourceRef, VideoInfo
+from x2l_cluster.types import ChunkRow, IndexStatus, Kind, Manifest, Recipe, SourceRef, VideoInfo
 from x2l_cluster.video import FrameChunk, chunked, open_video
 
 
@@ -88,9 +89,65 @@ class Indexer:
         KVError when a store is, StaleEpoch when somebody else has taken over, Cancelled once ``cancel`` is set: no
         further chunk is prefilled or sealed (sealed chunks stay; the next run goes on behind them).
         """
+
+        def begin(info: VideoInfo) -> Manifest:
+            return self.state.begin(tenant, video, recipe, info, source)
+
+        known = self._find(tenant, video, recipe)
+        return self._run(path, recipe, known, begin, repair=repair, progress=progress, cancel=cancel, watch=watch)
+
+    def grow(
+        self,
+        path: Path,
+        *,
+        known: Manifest,
+        source: SourceRef,
+        begun: Callable[[Manifest], None] = lambda _: None,
+        progress: Callable[[Progress], None] = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Manifest:
+        """Goes on with an index whose recording has grown to ``source``, a local file at ``path``. All chunks stay that
+        are the same in both; the last one, which was not full, is made again with the frames that came.
+
+        A file that ends before the index does changes nothing. ``begun`` is told when the new source has become that of
+        the video.
+
+        Raises NotAContinuation when the file does not begin with what was indexed, StaleEpoch when the index has
+        changed meanwhile, and as :meth:`run`. When the new part turns out to be at fault, what is sealed before it is
+        finished.
+        """
+        kept = chunks_kept(known, path, deadline_s=self.deadline_s)
+        if kept is None:
+            return known
+
+        def begin(info: VideoInfo) -> Manifest:
+            place = (known.tenant, known.video, known.recipe.digest)
+            grown = self.state.grow(*place, revision=known.revision, kept=kept, info=info, source=source)
+            begun(grown)
+            return grown
+
+        settled = replace(known, tail=len(known.chunks) - kept)
+        try:
+            return self._run(path, known.recipe, settled, begin, progress=progress, cancel=cancel)
+        except VideoError as error:
+            if not error.retryable:
+                self._settle(known, source, str(error))
+            raise
+
+    def _run(
+        self,
+        path: Path,
+        recipe: Recipe,
+        known: Manifest | None,
+        begin: Callable[[VideoInfo], Manifest],
+        *,
+        repair: bool = False,
+        progress: Callable[[Progress], None],
+        cancel: threading.Event | None,
+        watch: Callable[[Prefilled], None] = lambda _: None,
+    ) -> Manifest:
         prefiller = Prefiller(self.lm, recipe, Prefix.of(self.lm, self.lm.prompt("?").prefix))
         kinds = self._kinds() if repair else frozenset(Kind.of(level) for level in prefiller.remembers)
-        known = self._find(tenant, video, recipe)
         manifest: Manifest | None = None
         with Reader(self.kv, priority=Priority.WRITE) as reader:
             start = Sealed(reader, known).sound(kinds) if known else 0
@@ -99,8 +156,8 @@ class Indexer:
                     path, recipe.sampling, start=start * recipe.chunk_frames, deadline_s=self.deadline_s
                 ) as stream:
                     chunks = chunked(stream, chunk_frames=recipe.chunk_frames, group_frames=self.lm.spec.group_frames)
-                    first = list(islice(chunks, 1))  # the file must yield a chunk before anything is visible
-                    manifest = self.state.begin(tenant, video, recipe, stream.info, source)
+                    first = list(islice(chunks, 1))  # the file must yield one, if it is to, before anything is visible
+                    manifest = begin(stream.info)
                     self._sweep(manifest)
                     told = _Told(manifest, -(-len(stream) // recipe.chunk_frames), progress, cancel)
                     sealed = Sealed(reader, manifest)
@@ -109,7 +166,8 @@ class Indexer:
                         told.resumed(row)
                     self._prefill(prefiller, chain(first, chunks), sealed, kinds, told, watch)
                     self._pack(manifest, reader)
-                    return self.state.finish(tenant, video, recipe.digest, manifest.epoch, stream.info)
+                    place = (manifest.tenant, manifest.video, recipe.digest)
+                    return self.state.finish(*place, manifest.epoch, stream.info)
             except VideoError as error:
                 if manifest is not None and not (known and known.chunks) and not error.retryable:
                     self._withdraw(manifest)
@@ -141,6 +199,8 @@ class Indexer:
             for chunk in chunks:
                 told.may_go_on(chunk.index)
                 old = sealed.row(chunk.index, kinds)
+                if old is None and (kept := sealed.first_of_tail(chunk, kinds)):
+                    old = sealer.keep(kept)
                 if old is not None:
                     behind.drain()  # chunks are told of in order
                     for row, blocks in sealed.blocks([old], prefiller.remembers):
@@ -182,6 +242,14 @@ class Indexer:
         named, recipe = manifest.named, manifest.recipe.digest
         held = self.kv.keys(manifest.tenant, manifest.video)
         self.kv.delete([key for key in held if key.recipe == recipe and key not in named])
+
+    def _settle(self, known: Manifest, source: SourceRef, why: str) -> None:
+        """Finishes an index that cannot go on, unless it is somebody else's by now."""
+        with contextlib.suppress(X2LError):
+            current = self.state.manifest(known.tenant, known.video, known.recipe.digest)
+            if current.source == source and current.status is not IndexStatus.READY:
+                place = (current.tenant, current.video, current.recipe.digest, current.epoch)
+                self.state.finish(*place, replace(current.info, partial=why))
 
     def _withdraw(self, manifest: Manifest) -> None:
         """Takes a new index back whose file turned out to be at fault, unless it is somebody else's by now."""

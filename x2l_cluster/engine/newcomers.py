@@ -48,7 +48,7 @@ class Newcomers:
         planned = []
         for ticket, item in zip(tickets, work, strict=bool(work)):
             item.timings["queue_s"] = begun - ticket.begun_s
-            ticket.push(Planned(plan=item.plan, covered=ticket.asked.manifest.span))
+            ticket.push(Planned(plan=item.plan, covered=item.asked.manifest.span))
             writer = Writer(self._answerer.lm.text, ticket.generation.stop)
             planned.append(Question(ticket=ticket, work=item, writer=writer))
         return planned
@@ -58,7 +58,7 @@ class Newcomers:
         ticket, work = question.ticket, question.work
         tokens = len(work.prompt.suffix) + ticket.generation.max_tokens
         with answering([ticket]):
-            size = self._room.needs(ticket.asked.manifest, work.plan.fine, tokens)
+            size = self._room.needs(work.asked.manifest, work.plan.fine, tokens)
             if self._room.take(size, lambda: not ticket.done):
                 question.held_bytes = size
                 self._answerer.reload(work)

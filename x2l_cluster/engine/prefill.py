@@ -19,6 +19,7 @@ from x2l_cluster.models.base import Tokens, VideoLM
 from x2l_cluster.models.pages import Page
 from x2l_cluster.models.view import View
 from x2l_cluster.types import Level, Recipe, Span
+from x2l_cluster.video.chunks import frame_prints
 
 
 class Frames(Protocol):
@@ -40,6 +41,7 @@ class Frames(Protocol):
 class Prefilled:
     """A chunk after prefill: its blocks as they will be stored, and what it took.
 
+    ``prints`` are those of its sampled frames.
     ``tokens`` is what a full cache would hold of it; ``raw`` are the KVs of the (first) pass as the model returned
     them; ``visual`` the mean visual features of its groups.
     """
@@ -53,6 +55,7 @@ class Prefilled:
     blocks: Mapping[Level, KVBlock]
     raw: KVBlock
     visual: torch.Tensor | None
+    prints: bytes
 
 
 class Prefiller:
@@ -112,6 +115,7 @@ class Prefiller:
             blocks=blocks,
             raw=first,
             visual=tokens.visual,
+            prints=frame_prints(chunk.frames[: chunk.sampled], chunk.times_s[: chunk.sampled]),
         )
 
     def _pass(self, tokens: Tokens, level: Level) -> KVBlock:

@@ -37,6 +37,7 @@ class Unsealed:
             position_end=done.position_end,
             raw_entries=done.tokens,
             blocks={},
+            prints=done.prints,
         )
         return cls(row=row, blocks=done.blocks, visual=done.visual)
 
@@ -101,15 +102,25 @@ class Sealer:
         row = replace(chunk.row, blocks={kind: ref_of_all(refs) for kind, refs in parts.items()})
         manifest = self.manifest
         place = (manifest.tenant, manifest.video, manifest.recipe.digest, manifest.epoch)
-        if row.index >= len(manifest.chunks):
-            publish(self.kv, put, lambda: self.state.seal(*place, row))
-            return row
-        revised = publish(self.kv, put, lambda: self.state.revise(*place, [row]))
-        old = manifest.chunks[row.index]
-        gone = {key for ref in old.blocks.values() for key in manifest.keys(ref, row.index)}
-        packed = [(ref, other.index) for other in revised.chunks for ref in other.blocks.values() if ref.packed]
-        self.kv.delete(gone.difference(*(revised.keys(ref, chunk) for ref, chunk in packed)))  # others lie in it too
+        if row.index < len(manifest.settled):
+            now = publish(self.kv, put, lambda: self.state.revise(*place, [row]))
+        else:
+            now = publish(self.kv, put, lambda: self.state.seal(*place, row))
+        if row.index < len(manifest.chunks):
+            self._let_go(manifest.chunks[row.index], now)
         return row
+
+    def keep(self, row: ChunkRow) -> ChunkRow:
+        """Seals a chunk of the tail as it is, but for its span. Raises as :meth:`seal`."""
+        manifest = self.manifest
+        self.state.seal(manifest.tenant, manifest.video, manifest.recipe.digest, manifest.epoch, row)
+        return row
+
+    def _let_go(self, old: ChunkRow, now: Manifest) -> None:
+        """Deletes what was stored of a chunk that has been made again, but for segments that others lie in too."""
+        gone = {key for ref in old.blocks.values() for key in self.manifest.keys(ref, old.index)}
+        packed = [(ref, other.index) for other in now.chunks for ref in other.blocks.values() if ref.packed]
+        self.kv.delete(gone.difference(*(now.keys(ref, chunk) for ref, chunk in packed)))
 
     def _blobs(self, chunk: Unsealed) -> Iterator[tuple[BlockKey, Buffer]]:
         """What is kept of a chunk, one blob at a time."""

@@ -43,9 +43,9 @@ class Work:
 
 
 def shared(asked: Asked) -> Hashable:
-    """Questions for which this is equal are scored in one forward: one video, one scorer."""
-    m = asked.manifest
-    return m.tenant, m.video, m.recipe.digest, m.revision, asked.scorer, asked.chunks, asked.alone
+    """Questions for which this is equal are scored in one forward: one video as it stands, one scorer."""
+    m = asked.manifest  # revisions count from one again after a deletion, epochs do not
+    return m.tenant, m.video, m.recipe.digest, m.epoch, m.revision, asked.scorer, asked.chunks, asked.alone
 
 
 def answer_of(work: Work, entry_bytes: int) -> Answer:

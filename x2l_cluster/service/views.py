@@ -7,7 +7,7 @@ from itertools import groupby
 
 from x2l_cluster.messages import Chunk, Video
 from x2l_cluster.state.base import VideoRecord
-from x2l_cluster.types import ChunkRow, IndexStatus, Kind, Manifest
+from x2l_cluster.types import ChunkRow, Kind, Manifest
 
 
 def video_of(manifest: Manifest | VideoRecord) -> Video:
@@ -36,7 +36,7 @@ def newest(records: Iterable[VideoRecord], weights: str) -> list[VideoRecord]:
     """One record a video: the index of this model if there is one, rather finished, rather new."""
 
     def worth(record: VideoRecord) -> tuple[bool, bool, int]:
-        return record.recipe.weights == weights, record.status is IndexStatus.READY, record.epoch
+        return record.recipe.weights == weights, record.status.was_ready, record.epoch
 
     by_video = groupby(sorted(records, key=lambda record: record.video), key=lambda record: record.video)
     return [max(several, key=worth) for _, several in by_video]

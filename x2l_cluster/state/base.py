@@ -1,6 +1,7 @@
 """The seam to the state: which videos exist, for whom, and which of their chunks are sealed.
 
-An indexing run goes ``begin → seal, seal, … → finish``. Each run has an **epoch**, taken from a counter that only ever
+An indexing run goes ``begin → seal, seal, … → finish``, and that of a video there is more of by now ``grow → seal, …``.
+Each run has an **epoch**, taken from a counter that only ever
 grows; whoever begins later has the higher one, and from then on every step under a lower one is refused. So a worker
 that was thought dead and comes back publishes nothing.
 
@@ -57,7 +58,7 @@ class StateStore(Protocol):
     ) -> Manifest:
         """Takes the work over under a new epoch, which is the returned manifest's.
 
-        What is sealed under this recipe stays: work goes on at chunk ``len(manifest.chunks)``. A finished index stays
+        What is sealed under this recipe stays: work goes on behind ``manifest.settled``. A finished index stays
         READY (its blocks may be updated, no chunk added).
 
         Raises:
@@ -65,8 +66,36 @@ class StateStore(Protocol):
         """
         ...
 
+    def grow(
+        self,
+        tenant: str,
+        video: str,
+        recipe_digest: str,
+        *,
+        revision: int,
+        kept: int,
+        info: VideoInfo,
+        source: SourceRef,
+    ) -> Manifest:
+        """There is more of the video: ``source`` goes on where the one before ended. A READY index is GROWING from now
+        on, under a new epoch.
+
+        All rows stay visible, but only the first ``kept`` are settled; those behind them, the tail, are replaced as
+        they are sealed again.
+
+        Args:
+            revision: of the manifest that ``source`` was compared with.
+
+        Raises:
+            StaleEpoch: the manifest has changed since.
+            UnknownVideo: as :meth:`seal`.
+            ManifestConflict: not so many chunks are settled.
+        """
+        ...
+
     def seal(self, tenant: str, video: str, recipe_digest: str, epoch: int, row: ChunkRow) -> Manifest:
-        """Publishes the next chunk. Its blocks must be stored by then.
+        """Publishes the next chunk, in the place of the one that is there if that is of the tail. Its blocks must be
+        stored by then.
 
         Sealing an equal row again changes nothing.
 
@@ -101,7 +130,8 @@ class StateStore(Protocol):
     def finish(
         self, tenant: str, video: str, recipe_digest: str, epoch: int, info: VideoInfo | None = None
     ) -> Manifest:
-        """Declares the index READY, with ``info`` as it turned out to be. Finishing again changes nothing.
+        """Declares the index READY, with ``info`` as it turned out to be; what is left of a tail stays. Finishing again
+        changes nothing.
 
         Raises:
             StaleEpoch, UnknownVideo: as :meth:`seal`.
@@ -110,7 +140,10 @@ class StateStore(Protocol):
         ...
 
     def manifest(self, tenant: str, video: str, recipe_digest: str | None = None) -> Manifest:
-        """The manifest of that recipe; without one, the newest that is READY, else the newest. Raises UnknownVideo."""
+        """The manifest of that recipe; without one, the newest that is or was READY, else the newest.
+
+        Raises UnknownVideo.
+        """
         ...
 
     def tenants(self) -> list[str]:

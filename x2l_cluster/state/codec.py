@@ -29,7 +29,7 @@ from x2l_cluster.types import (
     check_name,
 )
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 MAX_RECORD_BYTES: Final = 1 << 20
 _MAX_STRIPES: Final = 1 << 16
 """Of one block: 48 GiB, far above any; a damaged row must not have readers make keys without end."""
@@ -68,6 +68,7 @@ def encode_head(manifest: Manifest, born: int) -> bytes:
             "info": asdict(manifest.info),
             "source": asdict(manifest.source) if manifest.source else None,
             "chunks": len(manifest.chunks),
+            "tail": manifest.tail,
             "covered": [manifest.span.start_s, manifest.span.end_s],
             "made": manifest.made_s,
             "bytes": manifest.stored_bytes,
@@ -86,6 +87,7 @@ def encode_row(row: ChunkRow) -> bytes:
             "pos": [row.position_start, row.position_end],
             "raw": row.raw_entries,
             "blocks": [_plain(ref) for _, ref in sorted(row.blocks.items())],
+            "prints": row.prints,
         }
     )
 
@@ -110,7 +112,10 @@ def decode_head(data: bytes) -> Head:
             info=_record(VideoInfo, head["info"]),
             source=None if source is None else _record(SourceRef, source),
             made_s=_moment(head["made"]),
+            tail=_int(head["tail"]),
         )
+        if manifest.tail > _int(head["chunks"]):
+            raise ValueError("the tail is longer than the video")
         start_s, end_s = head["covered"]
         covered = Span(start_s=_float(start_s), end_s=_float(end_s))
         born, chunks = _int(head["born"]), _int(head["chunks"])
@@ -133,6 +138,7 @@ def decode_row(data: bytes) -> ChunkRow:
             position_end=_float(last),
             raw_entries=_int(row["raw"]),
             blocks={ref.kind: ref for ref in refs},
+            prints=_prints(row["prints"], frames=row["frames"]),
         )
     except (LookupError, TypeError, ValueError, X2LError) as error:
         raise _corrupt("row of a manifest", error) from error
@@ -222,6 +228,12 @@ def _moment(value: Any) -> float:
 def _text(value: Any) -> str:
     if type(value) is not str:
         raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _prints(value: Any, *, frames: int) -> bytes:
+    if type(value) is not bytes or len(value) not in (0, 8 * frames):
+        raise TypeError(f"{value!r} are no prints of {frames} frames")
     return value
 
 

@@ -19,7 +19,7 @@ from x2l_cluster.state import steps
 from x2l_cluster.state.base import VideoRecord
 from x2l_cluster.state.codec import decode_head, encode_head, encode_row, merge_rows
 from x2l_cluster.state.shelf import Shelf, Slot, Snapshot
-from x2l_cluster.types import ChunkRow, IndexStatus, Manifest, Recipe, SourceRef, VideoInfo, check_name
+from x2l_cluster.types import ChunkRow, Manifest, Recipe, SourceRef, VideoInfo, check_name
 
 _REMEMBERED = 64
 _ATTEMPTS = 100
@@ -59,6 +59,25 @@ class Manifests:
 
         return self._change(_slot(tenant, video, recipe.digest), step, remembered=False)
 
+    def grow(
+        self,
+        tenant: str,
+        video: str,
+        recipe_digest: str,
+        *,
+        revision: int,
+        kept: int,
+        info: VideoInfo,
+        source: SourceRef,
+    ) -> Manifest:
+        slot = _slot(tenant, video, recipe_digest)
+
+        def step(old: Manifest | None) -> Manifest:
+            epoch = self._shelf.next_epoch(tenant)
+            return steps.grow(_known(old, slot), epoch, revision=revision, kept=kept, info=info, source=source)
+
+        return self._change(slot, step, remembered=False)
+
     def seal(self, tenant: str, video: str, recipe_digest: str, epoch: int, row: ChunkRow) -> Manifest:
         slot = _slot(tenant, video, recipe_digest)
         return self._change(slot, lambda old: steps.seal(_known(old, slot), epoch, row))
@@ -97,7 +116,7 @@ class Manifests:
             heads = [decode_head(head).manifest for head in self._shelf.heads(tenant, video)]
             if not heads:
                 raise _unknown(slot)
-            newest = max(heads, key=lambda m: (m.status is IndexStatus.READY, m.epoch))
+            newest = max(heads, key=lambda m: (m.status.was_ready, m.epoch))
             slot = Slot(tenant, video, newest.recipe.digest)
         seen = self._read(slot)
         return _known(seen.manifest if seen else None, slot)

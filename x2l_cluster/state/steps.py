@@ -2,12 +2,14 @@
 
 ::
 
-    ─ begin ─▶ INDEXING ── finish ─▶ READY
-               seal, revise          revise, decay
+    ─ begin ─▶ INDEXING ── finish ─▶ READY ─── grow ──▶ GROWING
+               seal, revise          revise, decay      seal, revise
+                                       ▲─── finish ────────┘
 
 ``begin`` of an index that is there keeps its rows and whether it is READY, under a new epoch: whoever works on it just
-now is overtaken. So does ``decay``, which takes L out of every row. Every other step needs the current epoch. A step
-that changes nothing returns the very manifest it was given.
+now is overtaken. So do ``decay``, which takes L out of every row, and ``grow``, after which there is more of the video:
+its rows stay, but those of the *tail* are replaced as they are sealed again. Every other step needs the current epoch.
+A step that changes nothing returns the very manifest it was given.
 """
 
 from __future__ import annotations
@@ -46,20 +48,40 @@ def begin(
     )
 
 
+def grow(old: Manifest, epoch: int, *, revision: int, kept: int, info: VideoInfo, source: SourceRef) -> Manifest:
+    _check_newer(old, epoch)
+    if old.revision != revision:
+        raise StaleEpoch(f"video {old.video} has changed while its new part was looked at: look again")
+    if not 0 <= kept <= len(old.settled):
+        raise ManifestConflict(f"video {old.video} has {len(old.settled)} chunks, {kept} of them cannot stay")
+    return replace(
+        old,
+        epoch=epoch,
+        revision=old.revision + 1,
+        status=IndexStatus.GROWING if old.status.was_ready else old.status,
+        info=info,
+        source=source,
+        tail=len(old.chunks) - kept,
+    )
+
+
 def seal(old: Manifest, epoch: int, row: ChunkRow) -> Manifest:
     _check_epoch(old, epoch)
-    if row.index < len(old.chunks):
+    due = len(old.settled)
+    if row.index < due:
         if old.chunks[row.index] == row:
             return old
         raise ManifestConflict(f"chunk {row.index} of video {old.video} is sealed with other blocks: go on after it")
     if old.status is IndexStatus.READY:
         raise ManifestConflict(f"the index of video {old.video} is finished, chunk {row.index} comes too late")
-    if row.index > len(old.chunks):
-        raise ManifestConflict(f"video {old.video}: chunk {len(old.chunks)} comes next, not {row.index}")
+    if row.index > due:
+        raise ManifestConflict(f"video {old.video}: chunk {due} comes next, not {row.index}")
     _check_blocks(old, row)
-    if any(ref.epoch != epoch for ref in row.blocks.values()):
+    as_before = old.tail and replace(row, span=old.chunks[due].span) == old.chunks[due]
+    if not as_before and any(ref.epoch != epoch for ref in row.blocks.values()):
         raise ManifestConflict(f"chunk {row.index} of video {old.video} names blocks not written under epoch {epoch}")
-    return replace(old, revision=old.revision + 1, chunks=(*old.chunks, row))
+    chunks = (*old.chunks[:due], row, *old.chunks[due + 1 :])
+    return replace(old, revision=old.revision + 1, chunks=chunks, tail=max(0, old.tail - 1))
 
 
 def revise(old: Manifest, epoch: int, rows: Sequence[ChunkRow]) -> Manifest:
@@ -97,7 +119,7 @@ def finish(old: Manifest, epoch: int, info: VideoInfo | None) -> Manifest:
         raise ManifestConflict(f"nothing of video {old.video} is sealed: there is no index to finish")
     if old.status is IndexStatus.READY and info in (None, old.info):
         return old
-    return replace(old, revision=old.revision + 1, status=IndexStatus.READY, info=info or old.info)
+    return replace(old, revision=old.revision + 1, status=IndexStatus.READY, info=info or old.info, tail=0)
 
 
 def _check_newer(old: Manifest, epoch: int) -> None:

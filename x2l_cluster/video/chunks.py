@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import xxhash
 
 from x2l_cluster.errors import InvalidInput
 from x2l_cluster.types import Span
@@ -74,20 +75,33 @@ def chunked(stream: Samples, *, chunk_frames: int = 16, group_frames: int = 2) -
         yield _chunk(stream, start, waiting, chunk_frames, group_frames, is_last=True)
 
 
+def frame_prints(frames: Pixels, times_s: Times) -> bytes:
+    """Eight bytes a frame, of its time and pixels: equal frames have equal ones, others do not by accident."""
+    return b"".join(
+        xxhash.xxh3_64_digest(np.ascontiguousarray(frame).data, seed=xxhash.xxh3_64_intdigest(time_s.tobytes()))
+        for frame, time_s in zip(frames, times_s, strict=True)
+    )
+
+
+def span_of(stream: Samples, start: int, sampled: int) -> Span:
+    """What the ``sampled`` frames from sample ``start`` on cover."""
+    first_s, until = float(stream.times_s[start]), start + sampled
+    end_s = stream.end_s if until >= len(stream.times_s) else float(stream.times_s[until])
+    return Span(start_s=first_s, end_s=max(end_s, first_s))
+
+
 def _chunk(
     stream: Samples, start: int, parts: list[Pixels], chunk_frames: int, group_frames: int, *, is_last: bool
 ) -> FrameChunk:
     sampled = sum(len(part) for part in parts)
     fill = -sampled % group_frames
     frames = np.concatenate([*parts, *[parts[-1][-1:]] * fill]) if len(parts) > 1 or fill else parts[0]
-    until = start + sampled
-    times_s = stream.times_s[start:until]
-    end_s = stream.end_s if until >= len(stream.times_s) else float(stream.times_s[until])
+    times_s = stream.times_s[start : start + sampled]
     return FrameChunk(
         index=start // chunk_frames,
         frames=frames,
         times_s=np.append(times_s, np.repeat(times_s[-1], fill)),
         sampled=sampled,
-        span=Span(start_s=float(times_s[0]), end_s=max(end_s, float(times_s[0]))),
+        span=span_of(stream, start, sampled),
         is_last=is_last,
     )
