@@ -123,6 +123,16 @@ def test_stored_bytes_have_a_quota_and_an_upload_over_it_is_not_read(server: Ser
         assert anna.post("/v1/videos", json={"path": "/videos/b.mp4"}).status_code == 202
 
 
+def test_a_recording_that_grows_is_no_further_video_and_its_longer_file_is_there_instead(
+    server: Server, tenants: Tenants
+) -> None:
+    with caller(server, tenants, "anna", videos=1, source_bytes=1500) as anna:  # of which the clip has 1000
+        kind = {"Content-Type": "video/mp4"}
+        assert told(anna.post("/v1/videos/clip:append", content=b"x" * 1501, headers=kind)) == (429, "quota_exceeded")
+        assert not server.service.sources
+        assert anna.post("/v1/videos/clip:append", content=b"x" * 1500, headers=kind).status_code == 202
+
+
 def test_jobs_that_have_not_ended_have_a_quota(server: Server, tenants: Tenants) -> None:
     with caller(server, tenants, "anna", active_jobs=1) as anna:
         job = anna.post("/v1/videos", json={"path": "/videos/b.mp4"}).json()["id"]

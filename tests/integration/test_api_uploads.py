@@ -68,6 +68,35 @@ def test_the_whole_body_may_be_the_file(server: Server, http: httpx.Client) -> N
     assert next(iter(server.service.sources.values())).name == "clip.mp4"
 
 
+@pytest.mark.parametrize("how", ["form", "body", "json"])
+def test_what_is_appended_comes_as_a_video_does(server: Server, http: httpx.Client, how: str) -> None:
+    server.service.add("local", "cam")
+    sent = {
+        "form": {"files": {"file": ("cam.ts", b"film" * 10_000), "priority": (None, "7")}},
+        "body": {"content": b"film" * 10_000, "params": {"priority": 7, "name": "cam.ts"}},
+        "json": {"json": {"path": "/videos/cam.ts", "priority": 7}},
+    }[how]
+    kind = {"Content-Type": "video/mp2t"} if how == "body" else {}
+    response = http.post("/v1/videos/cam:append", headers={"Idempotency-Key": how} | kind, **sent)
+    assert (response.status_code, response.json()["video"]) == (202, "cam")
+    assert response.headers["Location"] == f"/v1/jobs/{response.json()['id']}"
+    request, _ = server.service.keys["local", how]
+    assert (request.append, request.video, request.priority) == (True, "cam", 7)
+    names = [source.name for source in server.service.sources.values()]
+    assert names == ([] if how == "json" else ["cam.ts"])
+
+
+def test_what_is_appended_is_bounded_and_needs_its_video(server: Server, http: httpx.Client) -> None:
+    server.service.add("local", "cam")
+    film = {"content": b"x" * (LIMIT + 1), "headers": {"Content-Type": "video/mp2t"}}
+    assert told(http.post("/v1/videos/cam:append", **film)) == (413, "source_too_large")
+    film["content"] = b"film"
+    assert told(http.post("/v1/videos/nobody:append", **film)) == (404, "unknown_video")
+    assert told(http.post("/v1/videos/cam:append", params={"video": "x"}, **film)) == (422, "invalid_input")
+    assert told(http.post("/v1/videos/cam:append", json={"recipe": {}, "path": "/videos/a"})) == (422, "invalid_input")
+    assert nothing_left(server)
+
+
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [

@@ -42,6 +42,7 @@ from x2l_cluster.messages import (
     Deleted,
     JobState,
 )
+from x2l_cluster.service.requests import IndexRequest
 from x2l_cluster.types import Detail
 
 
@@ -76,6 +77,11 @@ def test_values_come_back_equal(server: Server, x2l: X2L) -> None:
     assert x2l.frame("a", 3.25) == (b"\xff\xd8 picture of local", 3.25)
     assert x2l.estimate(60.0).chunks == 4
     assert x2l.search("a star").moments[0].video == "a"
+    longer = x2l.append("a", path="/videos/b.mp4", priority=2, idempotency_key="k")
+    assert server.service.keys["local", "k"] == (
+        IndexRequest(path="/videos/b.mp4", video="a", append=True, priority=2, idempotency_key="k"),
+        longer.id,
+    )
     assert x2l.delete("a") == Deleted(video="a", freed_bytes=3330)
     session = x2l.open_session(["clip"])
     assert x2l.ask("Who?", session=session.id).parts[0].video == "clip"
@@ -93,12 +99,15 @@ def test_the_async_client_does_the_same(server: Server, tmp_path: Path) -> None:
             sent: list[tuple[int, int]] = []
             job = await x2l.index(file, video="a", progress=lambda done, size: sent.append((done, size)))
             assert sent[-1] == (3_000_000, 3_000_000)
+            longer = await x2l.append("clip", file, progress=lambda done, size: file.write_bytes(b"x" * 3_000_001))
+            assert (longer.video, longer.id != job.id) == ("clip", True)
+            assert {ref.size_bytes for ref in server.service.sources.values()} == {3_000_000}, "it grew meanwhile"
             assert await x2l.cancel(job.id) == await x2l.job(job.id)
             await x2l.retry(job.id)
             server.advance(job.id, state=JobState.READY)
             assert (await x2l.wait(job.id)).state is JobState.READY
             assert [event.number async for event in x2l.job_events(job.id)] == [1, 2, 3, 4]
-            assert await x2l.jobs() == [await x2l.job(job.id)]
+            assert await x2l.jobs() == [await x2l.job(longer.id), await x2l.job(job.id)]
             assert await x2l.videos() == [await x2l.video("a"), await x2l.video("clip")]
             assert len(await x2l.chunks("a")) == 3
             assert (await x2l.frame("a", 1.0))[1] == 1.0

@@ -32,8 +32,11 @@ class Authenticator(Protocol):
         """Raises RateLimited (with ``retry_after_s``), QuotaExceeded."""
         ...
 
-    async def may_index(self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False) -> None:
-        """Whether the tenant may bring in one more video, of so many bytes as far as is known; or have one ``anew``.
+    async def may_index(
+        self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False, instead: str | None = None
+    ) -> None:
+        """Whether the tenant may bring in one more video, of so many bytes as far as is known; or have one ``anew``, or
+        a longer file ``instead`` of that of a video.
 
         Raises QuotaExceeded.
         """
@@ -53,7 +56,9 @@ class OpenAccess:
     async def may_ask(self, tenant: str, questions: int) -> None:
         return
 
-    async def may_index(self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False) -> None:
+    async def may_index(
+        self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False, instead: str | None = None
+    ) -> None:
         return
 
     async def used(self, tenant: str, usage: Usage) -> None:
@@ -82,12 +87,15 @@ class KeyAccess:
     async def may_ask(self, tenant: str, questions: int) -> None:
         await anyio.to_thread.run_sync(self._tenants.ask, tenant, questions, limiter=self._limiter)
 
-    async def may_index(self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False) -> None:
+    async def may_index(
+        self, tenant: str, service: Service, more_bytes: int, *, anew: bool = False, instead: str | None = None
+    ) -> None:
         quotas = (await anyio.to_thread.run_sync(self._tenants.tenant, tenant, limiter=self._limiter)).quotas
         if not anew and (quotas.videos, quotas.source_bytes, quotas.kv_bytes) != (None, None, None):
-            videos = await service.videos(tenant)
+            all_videos = await service.videos(tenant)
+            videos = [video for video in all_videos if video.id != instead]
             held = sum(video.source_bytes or 0 for video in videos)
-            stored = sum(video.stored_bytes for video in videos)
+            stored = sum(video.stored_bytes for video in all_videos)
             # How many bytes of blocks it will take, the worker knows after the first chunk; here only whether any may.
             quotas.check(tenant, videos=len(videos) + 1, source_bytes=held + more_bytes, kv_bytes=stored + 1)
         if quotas.active_jobs is not None:

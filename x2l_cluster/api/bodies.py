@@ -55,6 +55,27 @@ class VideoBody(Body):
         return IndexRequest(**dict(self), idempotency_key=key)
 
 
+class AppendBody(Body):
+    """A recording as long as it is by now, by exactly one of ``url`` and ``path``."""
+
+    url: Word | None = Field(None, description="http(s) address the service fetches")
+    path: Word | None = Field(None, description="file below a folder that the service may read")
+    priority: int = Field(0, ge=-100, le=100)
+
+    def request(self, video: str, key: str | None) -> IndexRequest:
+        return IndexRequest(**dict(self), video=video, append=True, idempotency_key=key)
+
+
+class AppendFields(Body):
+    """What goes with an uploaded file that is appended: fields of the form, or the query of a raw upload."""
+
+    name: str | None = Field(None, max_length=255, description="of the file, for people")
+    priority: int = Field(0, ge=-100, le=100)
+
+    def request(self, video: str, source: SourceRef, key: str | None) -> IndexRequest:
+        return IndexRequest(source=source, video=video, append=True, priority=self.priority, idempotency_key=key)
+
+
 class UploadFields(Body):
     """What goes with an uploaded file: fields of the form, or the query of a raw upload."""
 

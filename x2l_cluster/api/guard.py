@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from ipaddress import ip_address
 from typing import Final
 
@@ -17,7 +18,8 @@ from x2l_cluster.messages import Problem
 
 OPEN: Final = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
 """Addresses without a key: they tell nothing of any tenant."""
-UPLOADS: Final = "/v1/videos"
+UPLOADS: Final = re.compile(r"/v1/videos(/[^/]+:append)?")
+"""Addresses that take files."""
 
 
 class Guard:
@@ -62,7 +64,7 @@ class Guard:
 
     def _bounded(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         """``receive``, which raises when more comes than may, or nothing for too long."""
-        upload = scope["path"] == UPLOADS and is_upload(headers)
+        upload = UPLOADS.fullmatch(scope["path"]) is not None and is_upload(headers)
         most = self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
         too_large = (SourceTooLarge if upload else BodyTooLarge)(f"at most {most} bytes are taken; send fewer")
         if announced_bytes(headers) > most:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import ValidationError
 from starlette.requests import Request
 
-from x2l_cluster.api import upload
-from x2l_cluster.api.bodies import EstimateBody, UploadFields, VideoBody
+from x2l_cluster.api.bodies import AppendBody, AppendFields, EstimateBody, UploadFields, VideoBody
 from x2l_cluster.api.deps import Access, Tenant, Work
 from x2l_cluster.api.guard import announced_bytes, is_upload
+from x2l_cluster.api.incoming import FILE, body_schema, wanted
 from x2l_cluster.api.problems import raises
 from x2l_cluster.errors import (
     DecoderCrashed,
@@ -22,6 +19,7 @@ from x2l_cluster.errors import (
     EmptyVideo,
     IdempotencyConflict,
     InvalidRecipe,
+    ModelMismatch,
     PathRefused,
     QuotaExceeded,
     SourceMissing,
@@ -31,44 +29,28 @@ from x2l_cluster.errors import (
     VideoError,
 )
 from x2l_cluster.messages import Chunk, Deleted, Estimate, Job, Video
-from x2l_cluster.service.requests import IndexRequest
-from x2l_cluster.types import SourceRef
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
-_NAME = 255
-_FILE = {"type": "string", "format": "binary"}
-
-
-def _form() -> dict[str, Any]:
-    fields = UploadFields.model_json_schema()["properties"]
-    return {"type": "object", "properties": fields | {upload.FILE_FIELD: _FILE}, "required": [upload.FILE_FIELD]}
+Key = Annotated[str | None, Header(min_length=1, max_length=255, description="the same key is the same job")]
+_LOCATION: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "of the job"}}}
+}
+_REFUSALS = (
+    PathRefused,
+    SourceRefused,
+    SourceTooLarge,
+    EmptyVideo,
+    SourceMissing,
+    IdempotencyConflict,
+    QuotaExceeded,
+)
 
 
 @router.post(
     "",
     status_code=202,
-    responses=raises(
-        InvalidRecipe,
-        PathRefused,
-        SourceRefused,
-        SourceTooLarge,
-        EmptyVideo,
-        SourceMissing,
-        IdempotencyConflict,
-        QuotaExceeded,
-        UnknownVideo,
-    )
-    | {202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "of the job"}}}},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": VideoBody.model_json_schema()},
-                "multipart/form-data": {"schema": _form()},
-                "application/octet-stream": {"schema": _FILE},
-            },
-        }
-    },
+    responses=raises(InvalidRecipe, UnknownVideo, *_REFUSALS) | _LOCATION,
+    openapi_extra=body_schema(VideoBody, UploadFields),
 )
 async def submit(
     request: Request,
@@ -77,62 +59,69 @@ async def submit(
     tenant: Tenant,
     access: Access,
     fields: Annotated[UploadFields, Query(description="of an upload that is no form")],
-    idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, description="the same key is the same job")
-    ] = None,
+    idempotency_key: Key = None,
 ) -> Job:
     """Takes on a video, from a URL or path, or the file itself: in a form, or as the whole body.
 
     Content that is indexed already under the same recipe is no new work. With `reindex` a video that is here is
     indexed anew from its kept original; its old index answers until the new one is ready, and then goes.
     """
-    uploaded = is_upload(request.headers)
-    if uploaded:  # before it is read
+    if is_upload(request.headers):  # before it is read
         await access.may_index(tenant, service, announced_bytes(request.headers))
-    if not uploaded:
-        try:
-            wanted = VideoBody.model_validate_json(await request.body()).request(idempotency_key)
-        except ValidationError as error:
-            raise RequestValidationError(error.errors(include_url=False)) from None
-        await access.may_index(tenant, service, 0, anew=wanted.reindex is not None)
-    elif request.headers["content-type"].lower().startswith("multipart/"):
-        wanted = await _from_form(upload.Form(request), service, tenant, idempotency_key)
-    else:
-        _checked(fields, idempotency_key)
-        source = await service.keep(tenant, upload.body(request), name=_plain(fields.name))
-        wanted = fields.request(source, idempotency_key)
-    job = await service.submit(tenant, wanted)
+    wants = await wanted(
+        request,
+        service,
+        tenant,
+        fields,
+        named=lambda body: VideoBody.model_validate_json(body).request(idempotency_key),
+        uploaded=lambda fields, source: fields.request(source, idempotency_key),
+    )
+    if wants.source is None:
+        await access.may_index(tenant, service, 0, anew=wants.reindex is not None)
+    return _accepted(await service.submit(tenant, wants), response)
+
+
+@router.post(
+    "/{video:id}:append",
+    status_code=202,
+    responses=raises(UnknownVideo, ModelMismatch, *_REFUSALS) | _LOCATION,
+    openapi_extra=body_schema(AppendBody, AppendFields),
+)
+async def append(
+    video: str,
+    request: Request,
+    response: Response,
+    service: Work,
+    tenant: Tenant,
+    access: Access,
+    fields: Annotated[AppendFields, Query(description="of an upload that is no form")],
+    idempotency_key: Key = None,
+) -> Job:
+    """Goes on with a video whose recording has grown, given as long as it is by now, as a video is brought in.
+
+    What was indexed stays, and questions are answered over it meanwhile. A file that does not begin with all of it
+    fails the job with `not_a_continuation`; one with nothing new is no work.
+    """
+    await service.video(tenant, video)  # nothing is sent to a video that is not there
+    await access.may_index(tenant, service, _upload_bytes(request), instead=video)
+    wants = await wanted(
+        request,
+        service,
+        tenant,
+        fields,
+        named=lambda body: AppendBody.model_validate_json(body).request(video, idempotency_key),
+        uploaded=lambda fields, source: fields.request(video, source, idempotency_key),
+    )
+    return _accepted(await service.submit(tenant, wants), response)
+
+
+def _upload_bytes(request: Request) -> int:
+    return announced_bytes(request.headers) if is_upload(request.headers) else 0
+
+
+def _accepted(job: Job, response: Response) -> Job:
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
-
-
-async def _from_form(form: upload.Form, service: Work, tenant: str, key: str | None) -> IndexRequest:
-    await form.until_file()
-
-    async def pieces() -> AsyncIterator[bytes]:
-        async for piece in form.pieces():
-            yield piece
-        _checked(fields(), key)  # here, so that a form that is refused leaves no file behind
-
-    def fields() -> UploadFields:
-        try:
-            return UploadFields.model_validate(form.fields)
-        except ValidationError as error:
-            raise RequestValidationError(error.errors(include_url=False)) from None
-
-    source = await service.keep(tenant, pieces(), name=_plain(form.fields.get("name") or form.name))
-    return fields().request(source, key)
-
-
-def _checked(fields: UploadFields, key: str | None) -> None:
-    """Raises InvalidInput for what no source would make right."""
-    fields.request(SourceRef(id="0" * 64, name="", size_bytes=0), key)
-
-
-def _plain(name: str | None) -> str | None:
-    """A file's own name, for people to read; never a way to anywhere."""
-    last = (name or "").replace("\\", "/").rpartition("/")[2]
-    return "".join(c for c in last if c.isprintable())[:_NAME] or None
 
 
 @router.get("", responses=raises())
@@ -166,7 +155,7 @@ async def chunks(video: str, service: Work, tenant: Tenant) -> list[Chunk]:
     | {
         200: {
             "description": "The picture; `X-Frame-Time-S` is when it began to be shown.",
-            "content": {"image/jpeg": {"schema": _FILE}, "image/png": {"schema": _FILE}},
+            "content": {"image/jpeg": {"schema": FILE}, "image/png": {"schema": FILE}},
         }
     },
 )

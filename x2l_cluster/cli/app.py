@@ -11,6 +11,7 @@ import typer
 from x2l_cluster import __version__
 from x2l_cluster.cli import opened, progress, show
 from x2l_cluster.cli.again import reindex
+from x2l_cluster.cli.append import append
 from x2l_cluster.cli.archives import export, import_
 from x2l_cluster.cli.bench import bench
 from x2l_cluster.cli.jobs import jobs
@@ -103,6 +104,9 @@ def index(
     ):
         manifest = engine.index(file, video=video, repair=repair, progress=report, cancel=cancel, **recipe)
     show.indexed(manifest, as_json=as_json)
+
+
+app.command()(append)
 
 
 @app.command()

@@ -38,9 +38,21 @@ def index(
     with X2L(url) as x2l:
         with progress.sent(err, file.name) as report:
             job = x2l.index(file, progress=report, **options)
-        job = watched(x2l, job.id, file.name)
-        assert job.video is not None, "a job that is ready knows its video"
-        return job, x2l.video(job.video), x2l.chunks(job.video)
+        return _ended(x2l, job, file)
+
+
+def append(url: str, video: str, file: Path) -> tuple[Job, Video, list[Chunk]]:
+    """Uploads a recording that has grown; otherwise as :func:`index`."""
+    with X2L(url) as x2l:
+        with progress.sent(err, file.name) as report:
+            job = x2l.append(video, file, progress=report)
+        return _ended(x2l, job, file)
+
+
+def _ended(x2l: X2L, job: Job, file: Path) -> tuple[Job, Video, list[Chunk]]:
+    job = watched(x2l, job.id, file.name)
+    assert job.video is not None, "a job that is ready knows its video"
+    return job, x2l.video(job.video), x2l.chunks(job.video)
 
 
 def reindex(url: str, video: str, recipe: Mapping[str, Any]) -> tuple[Job, Video, list[Chunk]]:

@@ -9,9 +9,9 @@
 """
 
 from x2l_cluster.client.asynchronous import AsyncX2L
-from x2l_cluster.client.calls import AskOptions, IndexOptions
+from x2l_cluster.client.calls import AppendOptions, AskOptions, IndexOptions
 from x2l_cluster.client.options import DEFAULT_URL
 from x2l_cluster.client.retry import Retry
 from x2l_cluster.client.sync import X2L
 
-__all__ = ["DEFAULT_URL", "X2L", "AskOptions", "AsyncX2L", "IndexOptions", "Retry"]
+__all__ = ["DEFAULT_URL", "X2L", "AppendOptions", "AskOptions", "AsyncX2L", "IndexOptions", "Retry"]

@@ -14,7 +14,7 @@ from httpx_sse import EventSource
 
 from x2l_cluster.client import calls
 from x2l_cluster.client.call import Call, Progress, Upload, error_of, pieces_of
-from x2l_cluster.client.calls import AskOptions, IndexOptions
+from x2l_cluster.client.calls import AppendOptions, AskOptions, IndexOptions
 from x2l_cluster.client.events import AnswerReader, JobReader
 from x2l_cluster.client.options import TIMEOUT_S, http_options, request_options
 from x2l_cluster.client.retry import Retry, lost
@@ -72,6 +72,21 @@ class AsyncX2L:
         self, video: str, *, recipe: Mapping[str, Any] | None = None, idempotency_key: str | None = None
     ) -> Job:
         return await self._send(calls.reindex(video, idempotency_key, recipe))
+
+    async def append(
+        self,
+        video: str,
+        file: str | Path | None = None,
+        *,
+        url: str | None = None,
+        path: str | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress = lambda _sent, _all: None,
+        **options: Unpack[AppendOptions],
+    ) -> Job:
+        return await self._send(
+            calls.append(video, file, url=url, path=path, key=idempotency_key, progress=progress, options=options)
+        )
 
     async def job(self, job: str, *, wait_s: float = 0.0) -> Job:
         return await self._send(calls.job(job, wait_s))

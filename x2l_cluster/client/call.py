@@ -50,10 +50,10 @@ class Upload:
 
 
 def pieces_of(upload: Upload) -> Iterator[bytes]:
-    """The file, from its beginning."""
+    """The file, from its beginning, as long as it was when the upload was made: a recording may grow meanwhile."""
     sent = 0
     with upload.path.open("rb") as file:
-        while piece := file.read(_PIECE):
+        while piece := file.read(min(_PIECE, upload.size_bytes - sent)):
             yield piece
             sent += len(piece)
             upload.progress(sent, upload.size_bytes)

@@ -26,6 +26,12 @@ class IndexOptions(TypedDict, total=False):
     priority: int
 
 
+class AppendOptions(TypedDict, total=False):
+    """What may be said about a recording that has grown."""
+
+    priority: int
+
+
 class AskOptions(TypedDict, total=False):
     """What may be said about a question; see :class:`~x2l_cluster.service.requests.Ask`."""
 
@@ -53,6 +59,32 @@ def index(
     options: IndexOptions,
 ) -> Call[Job]:
     """Uploads ``file``, or names what the service reads itself. Raises InvalidInput, VideoFileNotFound."""
+    return _bring("/v1/videos", file, url, path, key, progress, options)
+
+
+def append(
+    video: str,
+    file: str | Path | None,
+    *,
+    url: str | None,
+    path: str | None,
+    key: str | None,
+    progress: Progress,
+    options: AppendOptions,
+) -> Call[Job]:
+    """As :func:`index`, for a video that is there."""
+    return _bring(f"{_named('videos', video)}:append", file, url, path, key, progress, options)
+
+
+def _bring(
+    address: str,
+    file: str | Path | None,
+    url: str | None,
+    path: str | None,
+    key: str | None,
+    progress: Progress,
+    options: IndexOptions | AppendOptions,
+) -> Call[Job]:
     if sum(given is not None for given in (file, url, path)) != 1:
         raise InvalidInput("give exactly one of a file to upload, url and path")
     # One key for all tries of this call, so that whichever got through is the only one that counts.
@@ -60,13 +92,13 @@ def index(
     if file is None:
         sent = {"url": url, "path": path, **options}
         given = {name: value for name, value in sent.items() if value is not None}
-        return Call(method="POST", path="/v1/videos", parse=as_a(Job), json=given, headers=headers)
+        return Call(method="POST", path=address, parse=as_a(Job), json=given, headers=headers)
     upload = _upload(Path(file), progress)
     headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(upload.size_bytes)}
     params: dict[str, Any] = {"name": upload.path.name, **options}
     if "recipe" in params:
         params["recipe"] = dumps(params["recipe"])
-    return Call(method="POST", path="/v1/videos", parse=as_a(Job), params=params, headers=headers, upload=upload)
+    return Call(method="POST", path=address, parse=as_a(Job), params=params, headers=headers, upload=upload)
 
 
 def reindex(video: str, key: str | None, recipe: Mapping[str, Any] | None) -> Call[Job]:

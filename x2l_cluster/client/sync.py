@@ -14,7 +14,7 @@ from httpx_sse import EventSource
 
 from x2l_cluster.client import calls
 from x2l_cluster.client.call import Call, Progress, error_of, pieces_of
-from x2l_cluster.client.calls import AskOptions, IndexOptions
+from x2l_cluster.client.calls import AppendOptions, AskOptions, IndexOptions
 from x2l_cluster.client.events import AnswerReader, JobReader
 from x2l_cluster.client.options import TIMEOUT_S, http_options, request_options
 from x2l_cluster.client.retry import Retry, lost
@@ -88,6 +88,25 @@ class X2L:
     ) -> Job:
         """Has a video indexed anew from its kept original; its old index answers until the new one is ready."""
         return self._send(calls.reindex(video, idempotency_key, recipe))
+
+    def append(
+        self,
+        video: str,
+        file: str | Path | None = None,
+        *,
+        url: str | None = None,
+        path: str | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress = lambda _sent, _all: None,
+        **options: Unpack[AppendOptions],
+    ) -> Job:
+        """Goes on with a video whose recording has grown, given as long as it is by now; as :meth:`index` otherwise.
+
+        A file may still grow while it is uploaded: what it held at first is sent.
+        """
+        return self._send(
+            calls.append(video, file, url=url, path=path, key=idempotency_key, progress=progress, options=options)
+        )
 
     def job(self, job: str, *, wait_s: float = 0.0) -> Job:
         """How a job stands; with ``wait_s``, as soon as it is final, or after that time at most."""

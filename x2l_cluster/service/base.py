@@ -41,11 +41,11 @@ class Service(Protocol):
     async def submit(self, tenant: str, request: IndexRequest) -> Job:
         """Takes on indexing work; durable when this returns. The same idempotency key is the same job.
 
-        Content that is indexed under the recipe already is a job that is ready at once, or very soon. When it raises, a
-        kept source that nothing else names is gone again.
+        Content that is indexed under the recipe already is a job that is ready at once, or very soon; so is a file with
+        nothing new that is appended. When it raises, a kept source that nothing else names is gone again.
 
         Raises InvalidInput, InvalidRecipe, PathRefused, SourceRefused, SourceMissing, IdempotencyConflict,
-        QuotaExceeded.
+        QuotaExceeded; of what is appended also UnknownVideo and ModelMismatch.
         """
         ...
 

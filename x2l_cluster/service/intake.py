@@ -64,10 +64,14 @@ class Intake:
         anew = request.reindex is not None
         work = self._again(tenant, request) if anew else IndexWork.of(request, self._roots)
         video = work.video
+        if request.append:
+            assert video is not None
+            self._engine.check_can_grow(video, tenant=tenant)
         if request.source is not None:
             if not self._engine.stores.sources.exists(tenant, request.source):
                 raise SourceMissing(f"source {request.source.id} is not kept; upload the video again")
-            video = self._engine.video_id(tenant, request.source.id, request.video)
+            if not request.append:
+                video = self._engine.video_id(tenant, request.source.id, request.video)
         return self._queue.submit(
             tenant,
             work.to_dict(),

@@ -26,6 +26,7 @@ class IndexRequest:
         reindex: the id of such a video. Its old index serves until the new one is ready, then it goes. Of the old
             recipe the sampling stays, unless ``recipe`` says otherwise.
         video: an id of the caller's choice; by default from the content.
+        append: go on with the video of that id, under the recipe it has: its recording has grown to this file.
         recipe: fields of :class:`~x2l_cluster.types.Recipe` to change, in their JSON form.
         idempotency_key: the same key with the same request is the same job.
         priority: higher goes first, within a tenant.
@@ -36,6 +37,7 @@ class IndexRequest:
     source: SourceRef | None = None
     reindex: str | None = None
     video: str | None = None
+    append: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
     repair: bool = False
     idempotency_key: str | None = None
@@ -48,6 +50,8 @@ class IndexRequest:
             raise InvalidInput("what is indexed anew keeps its id, and has nothing to repair")
         if self.video is not None:
             check_name("video id", self.video)
+        if self.append and (self.video is None or self.reindex or self.recipe or self.repair):
+            raise InvalidInput("what is appended goes to a video that is named, under the recipe it has")
         if self.idempotency_key is not None and not 1 <= len(self.idempotency_key) <= 255:
             raise InvalidInput(f"an idempotency key has 1 to 255 characters, got {len(self.idempotency_key)}")
         if not -100 <= self.priority <= 100:

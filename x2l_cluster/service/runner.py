@@ -112,29 +112,11 @@ class _Attempt:
 
     def run(self) -> str:
         """Ends the job one way or the other and says which. Raises LeaseLost."""
-        tenant, work = self._lease.tenant, self._work
         source: SourceRef | None = None
         try:
             with self._heartbeats():
-                source = self._source(work)
-                video = self._engine.video_id(tenant, source.id, work.video)
-                self._tell(chunks_done=0, covered_s=0.0, video=video)
-                self._index = (video, self._engine.lm.recipe(**recipe_fields(work.recipe)).digest)
-                if not self._is_ready(*self._index):
-                    self._may_grow()
-                made = self._engine.index_source(
-                    source,
-                    video=video,
-                    tenant=tenant,
-                    repair=work.repair,
-                    progress=self._progress,
-                    cancel=self._cancel,
-                    **recipe_fields(work.recipe),
-                )
-                if work.replaces:
-                    self._engine.replaced(made)
-                    self._runner._stopping.wait(self._runner._grace_s)
-                    self._engine.stores.sweep(tenant, video)
+                source = self._source()
+                self._do(source)
             self._queue.finish(self._lease)
         except LeaseLost:
             raise
@@ -152,8 +134,35 @@ class _Attempt:
             return self._failed(X2LError(f"indexing failed ({type(error).__name__}: {error}); see the worker's log"))
         return "done"
 
-    def _source(self, work: IndexWork) -> SourceRef:
-        tenant, sources = self._lease.tenant, self._engine.stores.sources
+    def _do(self, source: SourceRef) -> None:
+        tenant, work = self._lease.tenant, self._work
+        if work.append:
+            assert work.video is not None
+            self._index = (work.video, self._engine.manifest(work.video, tenant=tenant).recipe.digest)
+            self._engine.append_source(work.video, source, tenant=tenant, progress=self._progress, cancel=self._cancel)
+            self._forget(source)  # unless it has become that of the video: there may have been nothing new in it
+            return
+        video = self._engine.video_id(tenant, source.id, work.video)
+        self._tell(chunks_done=0, covered_s=0.0, video=video)
+        self._index = (video, self._engine.lm.recipe(**recipe_fields(work.recipe)).digest)
+        if not self._is_ready(*self._index):
+            self._may_grow()
+        made = self._engine.index_source(
+            source,
+            video=video,
+            tenant=tenant,
+            repair=work.repair,
+            progress=self._progress,
+            cancel=self._cancel,
+            **recipe_fields(work.recipe),
+        )
+        if work.replaces:
+            self._engine.replaced(made)
+            self._runner._stopping.wait(self._runner._grace_s)
+            self._engine.stores.sweep(tenant, video)
+
+    def _source(self) -> SourceRef:
+        tenant, sources, work = self._lease.tenant, self._engine.stores.sources, self._work
         if work.source is not None:
             return work.source
         if work.path is not None:
@@ -262,7 +271,7 @@ class _Attempt:
         return problem.code
 
     def _forget(self, source: SourceRef) -> None:
-        """A file that is no video is not kept."""
+        """A file that no index was made from is not kept."""
         tenant, stores = self._lease.tenant, self._engine.stores
         with suppress(X2LError):
             if not stores.source_in_use(tenant, source.id):

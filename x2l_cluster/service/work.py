@@ -14,7 +14,9 @@ from x2l_cluster.types import SourceRef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexWork:
-    """Index what exactly one of ``source``, ``path`` and ``url`` names; if it ``replaces`` others, these go then."""
+    """Index what exactly one of ``source``, ``path`` and ``url`` names, or append it to ``video``; if it ``replaces``
+    other indexes, these go then.
+    """
 
     source: SourceRef | None = None
     path: str | None = None
@@ -23,6 +25,7 @@ class IndexWork:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     repair: bool = False
     replaces: bool = False
+    append: bool = False
 
     @classmethod
     def of(cls, request: IndexRequest, roots: Sequence[Path]) -> Self:
@@ -34,6 +37,7 @@ class IndexWork:
             video=request.video,
             recipe=dict(request.recipe),
             repair=request.repair,
+            append=request.append,
         )
 
     def to_dict(self) -> dict[str, Any]:
