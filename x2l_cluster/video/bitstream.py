@@ -1,8 +1,11 @@
-"""Seeing a change of frame size in H.264 and H.265 without decoding: by their sequence parameter sets.
+"""Seeing in H.264 and H.265, without decoding, where the frame size changes and where decoding can begin afresh.
 
 A stream's size is written in its parameter sets. They stand once in the container's header, or inside the stream at
 keyframes; a set that was not there before means that the size may change in the middle. (decord silently scales later
 frames to the first size; this is how such files are kept from it.)
+
+Not every packet that is flagged as a keyframe is one: of an intra refresh, say, the picture is whole only some frames
+later. Behind an IDR frame nothing refers to what was before it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 _SPS = {"h264": 7, "hevc": 33}
+_IDR = {"h264": {5}, "hevc": {19, 20}}
 
 
 class ParameterSets:
@@ -23,15 +27,19 @@ class ParameterSets:
         self.constant = codec in _SPS
         """True while all sets seen are alike; False from the start for codecs this does not understand."""
 
-    def see(self, packet: bytes) -> None:
-        """Look at the next keyframe packet."""
-        if not self.constant:
-            return
+    def see(self, packet: bytes) -> bool:
+        """Look at the next keyframe packet; tells whether it is an IDR frame."""
+        if self._codec not in _SPS:
+            return False
+        idr = False
         for unit in _units(packet, self._lengths):
-            if _kind(self._codec, unit) == _SPS[self._codec] and not any(unit in known for known in self._known):
+            kind = _kind(self._codec, unit)
+            idr = idr or kind in _IDR[self._codec]
+            if self.constant and kind == _SPS[self._codec] and not any(unit in known for known in self._known):
                 self._known.append(unit)
                 self.constant = self._at_start
         self._at_start = False
+        return idr
 
 
 def _length_bytes(codec: str, header: bytes) -> int:

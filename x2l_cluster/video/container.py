@@ -91,8 +91,18 @@ def words(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def decoded(container: InputContainer, stream: VideoStream, on_error: Callable[[str], None]) -> Iterator[VideoFrame]:
-    """Every frame that can be decoded from here on, in presentation order. What cannot be is told, and skipped."""
+def decoded(
+    container: InputContainer,
+    stream: VideoStream,
+    on_error: Callable[[str], None],
+    *,
+    since_pts: int | None = None,
+    passing: Callable[[], None] = lambda: None,
+) -> Iterator[VideoFrame]:
+    """Every frame that can be decoded from here on, in presentation order. What cannot be is told, and skipped.
+
+    With ``since_pts`` decoding begins at the packet with that timestamp; ``passing`` is called for each before it.
+    """
     packets = container.demux(stream)
     ended = False
     while not ended:
@@ -101,7 +111,10 @@ def decoded(container: InputContainer, stream: VideoStream, on_error: Callable[[
             ended = packet is None
             if packet is None:
                 yield from stream.codec_context.decode(None)  # what the decoder still holds, after a read error
+            elif since_pts is not None and packet.pts != since_pts:
+                passing()
             elif packet.size or packet.dts is None:
+                since_pts = None
                 # An empty one means "repeat the last frame" (Theora); the decoder would take it for the end.
                 yield from packet.decode()
         except av.error.EOFError:

@@ -1,7 +1,9 @@
 """Reading frames with PyAV: any container, damaged files included.
 
 Reads on rather than seeking (a seek costs as much as decoding some dozens of frames), except over long stretches that
-nobody asked for: there it jumps to the last keyframe before the next wanted frame.
+nobody asked for: there it jumps to the last keyframe before the next wanted frame. In containers without an index of
+them, transport streams say, it passes over packets instead, up to where the bitstream begins afresh: a hundred times
+faster than decoding them.
 
 What FFmpeg makes of damage depends on the timing of its frame threads. So at the first sign of damage the reader goes
 back to where it was and continues with one frame at a time: the same file gives the same pixels, every time.
@@ -27,6 +29,9 @@ _SEEK_GAIN = 64
 """Frames that must lie between here and a keyframe before a seek pays."""
 _SEEKABLE = {"mov", "mp4", "matroska", "webm"}
 """Containers with an index of keyframes. In others a seek may land on frames that decode to rubbish."""
+_RUN_UP = 1
+"""IDR frames before the last one, from which decoding begins where there is no index: a decoder learns only from the
+frames themselves how many it has to hold back for reordering."""
 _SAME_SHAPE = 0.02
 """Relative difference of aspect up to which a frame of another size is only scaled."""
 
@@ -52,8 +57,10 @@ class PyAVReader:
         self._resized: str | None = None
         self._careful = timeline.info.partial is not None
         info = timeline.info
-        indexed = timeline.pts is not None and bool(_SEEKABLE & set(info.container.split(",")))
-        self._keyframes = timeline.keyframes if indexed and info.partial is None else np.zeros(0, np.int64)
+        self._seeks = bool(_SEEKABLE & set(info.container.split(",")))
+        keyframes = timeline.keyframes if self._seeks else timeline.fresh
+        trusted = timeline.pts is not None and info.partial is None
+        self._keyframes = keyframes if trusted else np.zeros(0, np.int64)
 
     def read(self, frames: Indices) -> Iterator[Pixels]:
         filled = 0
@@ -102,7 +109,8 @@ class PyAVReader:
         position, shown = -1, None
         ahead: Shown | None = None
         for target in wanted:
-            if self._keyframe(target) - position > _SEEK_GAIN:
+            # Passing over packets begins at the front of the file each time, so that is done once.
+            if (self._seeks or position < 0) and self._keyframe(target) - position > _SEEK_GAIN:
                 frames, position, shown, ahead = self._frames_from(target), -1, None, None
             while position < target:
                 step = ahead or next(frames, None)
@@ -118,8 +126,8 @@ class PyAVReader:
             yield shown
 
     def _keyframe(self, target: int) -> int:
-        """The last keyframe at or before a frame; -1 where seeking is not to be trusted."""
-        place = int(np.searchsorted(self._keyframes, target, side="right")) - 1
+        """The keyframe to decode from to have a frame; -1 where seeking is not to be trusted."""
+        place = int(np.searchsorted(self._keyframes, target, side="right")) - 1 - (0 if self._seeks else _RUN_UP)
         return int(self._keyframes[place]) if place >= 0 else -1
 
     def _frames_from(self, target: int) -> Iterator[Shown]:
@@ -145,10 +153,12 @@ class PyAVReader:
         self._open.close()
         container, stream = self._open.enter_context(open_container(self._path, frame_threads=not self._careful))
         pts = self._line.pts
-        if key and pts is not None:
-            container.seek(int(pts[key]), stream=stream, backward=True)
+        since_pts = int(pts[key]) if key and pts is not None else None
+        if since_pts is not None and self._seeks:
+            container.seek(since_pts, stream=stream, backward=True)
+            since_pts = None
         count = -1
-        for frame in decoded(container, stream, self._note):
+        for frame in decoded(container, stream, self._note, since_pts=since_pts, passing=self._progress):
             self._progress()
             if pts is None or frame.pts is None:
                 count += 1

@@ -45,6 +45,7 @@ class Timeline:
         pts: (frames,) the same in the stream's own ticks, as decoded frames carry them. None if they carry none that
             can be used: then the *n*-th decoded frame is frame *n*.
         keyframes: (k,) frames from which decoding can start.
+        fresh: (f,) those of them behind which nothing refers to what was before, as the bitstream itself shows.
         tick_s: seconds per tick.
         rotation: degrees, counter-clockwise, that bring a decoded frame upright.
         pixel_format: of the decoded frames, for example ``yuv420p``.
@@ -56,6 +57,7 @@ class Timeline:
     times_s: Times
     pts: Indices | None
     keyframes: Indices
+    fresh: Indices
     tick_s: float
     rotation: int
     pixel_format: str
@@ -79,10 +81,10 @@ def scan(path: str | Path, progress: Progress = no_progress) -> Timeline:
     packets = _packets(place, progress)
     pts: Indices | None = None
     if packets.usable and first.pts is not None:
-        pts, keyframes = packets.since(first.pts)
+        pts, keyframes, fresh = packets.since(first.pts)
         times_s = np.asarray((pts - first.pts) * start.tick_s, np.float64)
     else:
-        times_s, keyframes = _walk(place, start, progress), np.zeros(1, np.int64)
+        times_s, keyframes, fresh = _walk(place, start, progress), np.zeros(1, np.int64), np.zeros(0, np.int64)
     interval = float(np.median(np.diff(times_s))) if len(times_s) > 1 else start.interval_s
     last_s = packets.last_duration * start.tick_s if pts is not None else 0.0
     why = damage(place) or packets.broken
@@ -102,6 +104,7 @@ def scan(path: str | Path, progress: Progress = no_progress) -> Timeline:
         times_s=times_s,
         pts=pts,
         keyframes=keyframes,
+        fresh=fresh,
         tick_s=start.tick_s,
         rotation=round(first.rotation),
         pixel_format=first.format.name,
@@ -145,23 +148,24 @@ def _start(path: Path, progress: Progress) -> _Start:
 class _Packets:
     pts: Indices
     key: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    idr: np.ndarray[tuple[int], np.dtype[np.bool_]]
     usable: bool
     last_duration: int
     broken: str | None
     one_size: bool
     closed: bool
 
-    def since(self, first_pts: int) -> tuple[Indices, Indices]:
-        """Timestamps in presentation order from the first decodable frame on, and which of them are keyframes."""
+    def since(self, first_pts: int) -> tuple[Indices, Indices, Indices]:
+        """Timestamps in presentation order from the first decodable frame on, and which are keyframes, and IDR ones."""
         order = np.argsort(self.pts)
-        pts, key = self.pts[order], self.key[order]
+        pts, key, idr = self.pts[order], self.key[order], self.idr[order]
         keep = pts >= first_pts
-        return pts[keep], np.flatnonzero(key[keep])
+        return pts[keep], np.flatnonzero(key[keep]), np.flatnonzero(idr[keep])
 
 
 def _packets(path: Path, progress: Progress) -> _Packets:
     """One pass over the packets, in the order they are stored."""
-    pts, key = array("q"), bytearray()
+    pts, key, idr = array("q"), bytearray(), bytearray()
     usable, closed, broken, last_duration = True, True, None, 0
     last_dts, last_pts, key_pts = None, None, None
     with open_container(path) as (container, stream):
@@ -172,8 +176,7 @@ def _packets(path: Path, progress: Progress) -> _Packets:
                     progress()
                 if packet.size == 0 or packet.is_discard:
                     continue
-                if packet.is_keyframe:
-                    sizes.see(bytes(packet))
+                is_idr = packet.is_keyframe and sizes.see(bytes(packet))
                 if packet.dts is not None:
                     usable = usable and (last_dts is None or packet.dts > last_dts)
                     last_dts = packet.dts
@@ -187,12 +190,14 @@ def _packets(path: Path, progress: Progress) -> _Packets:
                 closed = closed and (key_pts is None or packet.pts >= key_pts)
                 pts.append(packet.pts)
                 key.append(packet.is_keyframe)
+                idr.append(is_idr)
         except READ_ERRORS as error:
             broken = f"reading it stops early ({words(error)})"
     table = np.frombuffer(pts, np.int64) if pts else np.zeros(0, np.int64)
     return _Packets(
         pts=table,
         key=np.frombuffer(bytes(key), np.bool_),
+        idr=np.frombuffer(bytes(idr), np.bool_),
         usable=usable and len(table) > 0 and len(np.unique(table)) == len(table),
         last_duration=last_duration,
         broken=broken,
