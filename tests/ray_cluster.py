@@ -19,12 +19,15 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def ray_cluster(workers: int = 2, cpus: int = 4) -> Iterator[Cluster]:
-    """A head without work and so many worker nodes, connected; nothing of it is left afterwards."""
+def ray_cluster(workers: int = 2, cpus: int = 4, **resources: float) -> Iterator[Cluster]:
+    """A head without work and so many worker nodes, connected; nothing of it is left afterwards.
+
+    ``resources`` are of our own, of each worker node.
+    """
     os.environ.update(_ENVIRONMENT)
     import ray
 
-    cluster = _started(workers, cpus)
+    cluster = _started(workers, cpus, resources)
     try:
         ray.init(address=cluster.address, log_to_driver=False, namespace="x2l")
         yield cluster
@@ -37,7 +40,7 @@ def ray_cluster(workers: int = 2, cpus: int = 4) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def _started(workers: int, cpus: int, attempts: int = 3) -> Cluster:
+def _started(workers: int, cpus: int, resources: dict[str, float], attempts: int = 3) -> Cluster:
     """Ray gives a node 30 seconds to start, whatever else the machine is doing; then it is tried again."""
     from ray.cluster_utils import Cluster
 
@@ -45,10 +48,10 @@ def _started(workers: int, cpus: int, attempts: int = 3) -> Cluster:
     try:
         cluster.add_node(num_cpus=1, include_dashboard=False)
         for _ in range(workers):
-            cluster.add_node(num_cpus=cpus)
+            cluster.add_node(num_cpus=cpus, resources=resources)
     except Exception:
         cluster.shutdown()
         if attempts == 1:
             raise
-        return _started(workers, cpus, attempts - 1)
+        return _started(workers, cpus, resources, attempts - 1)
     return cluster

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from x2l_cluster.errors import InvalidInput
 
 
 class Settings(BaseSettings):
@@ -26,6 +30,13 @@ class Settings(BaseSettings):
     sources: str | None = Field(
         None, description="where originals are kept instead: a folder or an fsspec URL (s3://…)"
     )
+    roots: tuple[Path, ...] = Field((), description="folders that jobs may read files from, the same on every node")
+    max_source_bytes: int = Field(16 << 30, gt=0, description="of one upload or fetched video")
+    fetch_within_s: float = Field(3600.0, gt=0, description="what fetching one video may take")
+    fetch_allow: tuple[str, ...] = Field(
+        (), description="hosts and networks that videos are fetched from though they are not public"
+    )
+    lease_s: float = Field(30.0, gt=0, description="a job whose worker is silent for so long is given to another")
     keep_s: float | None = Field(
         None, ge=1, description="seconds after it was indexed a video is deleted by the janitor; by default never"
     )
@@ -40,6 +51,9 @@ class Settings(BaseSettings):
     )
     prefill_min: int = Field(0, ge=0, description="prefill workers that are kept even when nothing waits")
     prefill_max: int = Field(4, ge=1, description="prefill workers at most; how many there are follows the queue")
+    prefill_cpus: float = Field(1.0, ge=0, description="CPUs that a prefill worker asks Ray for")
+    prefill_gpus: float = Field(0.0, ge=0, description="GPUs that a prefill worker asks Ray for")
+    prefill_idle_s: float = Field(60.0, ge=0, description="a prefill worker too many is sent home after so long")
     api_keys: Literal["open", "required"] = Field(
         "open", description="whether whoever asks over HTTP must show a key; open: everybody is the tenant local"
     )
@@ -47,3 +61,16 @@ class Settings(BaseSettings):
     dtype: str | None = Field(None, description="bfloat16, float16 or float32; by default what suits the device")
     cache_bytes: int = Field(2 << 30, ge=0, description="bytes of assembled KV pages kept hot in the process")
     decode_deadline_s: float = Field(30.0, gt=0, description="a video decoder without progress for so long is killed")
+
+    @classmethod
+    def over(cls, chosen: Mapping[str, Any]) -> Self:
+        """The environment's, but for what is chosen. Raises InvalidInput, naming what is wrong or no setting."""
+        if unknown := set(chosen) - set(cls.model_fields):
+            raise InvalidInput(
+                f"{', '.join(sorted(unknown))}: no such setting; there are {', '.join(cls.model_fields)}"
+            )
+        try:
+            return cls(**chosen)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            raise InvalidInput(f"among the settings (X2L_…): {wrong}") from None

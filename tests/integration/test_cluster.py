@@ -35,12 +35,12 @@ def fleet(tmp_path_factory):
     """A cluster with two workers that index and two that answer, and a service in front that does neither."""
     from ray import serve
 
-    from x2l_cluster.cluster import Place, PrefillFleet, RayParts, answerer
+    from x2l_cluster.cluster import Fleet, Place, RayParts, answerer
 
     place = Place(store=f"disk:{tmp_path_factory.mktemp('store')}", device="cpu")
     with ray_cluster(workers=2) as cluster:
-        prefill = PrefillFleet(place, lease_s=LEASE_S, num_cpus=1)
-        prefill.resize(2)
+        prefill = Fleet(place.store, {"store": place.store, "device": "cpu", "lease_s": LEASE_S}, num_cpus=1)
+        prefill.start(2)
         app = answerer(place, num_replicas=2, ray_actor_options={"num_cpus": 1})
         serve.run(app, name="answerer", route_prefix=None)
         options = LocalOptions(indexers=0, drain_s=1.0)
@@ -70,15 +70,16 @@ def test_a_killed_prefill_worker_loses_no_job_and_no_sealed_chunk(fleet, tmp_pat
 
     _, prefill, service = fleet
     film = mosaic(tmp_path / "long.mp4", 80, seed=9)
-    prefill.resize(1)
 
     async def work():
         source = await service.keep(ME, _pieces(film), name="long.mp4")
         job = await service.submit(ME, IndexRequest(source=source, video="long", recipe=SMALL))
         while (await service.job(ME, job.id)).chunks_done < 3:
             await asyncio.sleep(0.05)
-        pid = await asyncio.to_thread(ray.get, prefill.workers[0].pid.remote())
-        os.kill(pid, signal.SIGKILL)
+        names, _ = prefill.names()
+        told = await asyncio.to_thread(ray.get, [prefill.worker(name).look.remote() for name in names])
+        (busy,) = (worker for worker in told if worker.busy)
+        os.kill(busy.pid, signal.SIGKILL)
         sealed = (await service.chunks(ME, "long"))[:3]
         done = await service.job(ME, job.id, wait_s=90.0)
         return job.id, done, sealed, await service.chunks(ME, "long"), await all_of(_events(service, job.id))

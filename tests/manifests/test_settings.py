@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.manifests.policies.ray import resources
 from tests.manifests.rendered import OVERLAYS, Object, Pod, named, objects, pods
 from x2l_cluster.api.settings import ApiSettings
+from x2l_cluster.cluster.indexing import RESOURCE
 from x2l_cluster.settings import Settings
 
 KNOWN = {f"X2L_{name}".upper() for name in Settings.model_fields}
@@ -53,6 +55,16 @@ def test_prefill_workers_have_nodes_to_run_on(overlay):
     assert prefill.group is not None
     assert int(settings["X2L_PREFILL_MAX"]) == prefill.group["maxReplicas"]
     assert int(settings["X2L_PREFILL_MIN"]) == prefill.group["minReplicas"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_prefill_worker_has_a_pod_to_itself(overlay):
+    """All of its CPUs and its GPU: what it does not ask Ray for, Ray hides from it."""
+    things = objects(overlay)
+    settings = named(things, "ConfigMap", "x2l-settings")["data"]
+    (prefill,) = (pod for pod in pods(things) if pod.component == "prefill")
+    asked = {"CPU": settings["X2L_PREFILL_CPUS"], "GPU": settings.get("X2L_PREFILL_GPUS", 0), RESOURCE: 1}
+    assert {key: float(value) for key, value in asked.items()} == resources(prefill)
 
 
 @pytest.mark.parametrize("overlay", [overlay for overlay in OVERLAYS if overlay != "dev"])

@@ -1,8 +1,9 @@
 """Engines on many machines: Ray workers that index and answer, and who sends what to which of them."""
 
 from x2l_cluster.cluster.answering import Answering, answerer
-from x2l_cluster.cluster.indexing import PrefillFleet
+from x2l_cluster.cluster.indexing import Fleet
 from x2l_cluster.cluster.parts import RayParts
 from x2l_cluster.cluster.place import Place
+from x2l_cluster.cluster.supervisor import Supervisor
 
-__all__ = ["Answering", "Place", "PrefillFleet", "RayParts", "answerer"]
+__all__ = ["Answering", "Fleet", "Place", "RayParts", "Supervisor", "answerer"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from x2l_cluster.engine import Stores, VideoEngine, find_calibration
 from x2l_cluster.models import load_model
+from x2l_cluster.service.addresses import Gate
+from x2l_cluster.service.fetch import Fetcher
 from x2l_cluster.settings import Settings
 from x2l_cluster.state.open import State
 
@@ -27,6 +30,10 @@ class Place:
     dtype: str | None = None
     cache_bytes: int = 2 << 30
     decode_deadline_s: float = 30.0
+    roots: tuple[Path, ...] = ()
+    max_source_bytes: int = 16 << 30
+    fetch_within_s: float = 3600.0
+    fetch_allow: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -50,3 +57,7 @@ class Place:
     def opened_state(self, engine: VideoEngine) -> State:
         """Jobs, tenants and sessions beside the manifests of an engine of this place."""
         return State.open(self.state or self.store, manifests=engine.stores.state)
+
+    def fetcher(self) -> Fetcher:
+        """Of videos that are named by URL."""
+        return Fetcher(Gate(self.fetch_allow), max_bytes=self.max_source_bytes, within_s=self.fetch_within_s)

@@ -67,6 +67,8 @@ class JobRunner:
         self._stopping = threading.Event()
         self.chunk_s: float | None = None
         """Seconds a chunk takes of late; None before the first."""
+        self.busy = False
+        """Whether it works on a job now."""
 
     def run(self) -> None:
         """Works until :meth:`stop`. What is being worked on then goes back into line at its next chunk."""
@@ -88,11 +90,14 @@ class JobRunner:
         lease = self._queue.lease(self._name, ttl_s=self._ttl_s, wait_s=wait_s)
         if lease is None:
             return False
-        begun = time.perf_counter()
-        with suppress(LeaseLost):  # somebody else has it now, and says how it ends
-            outcome = _Attempt(self, lease).run()
-            metrics.JOBS_ENDED.labels(outcome).inc()
-            metrics.JOB_S.observe(time.perf_counter() - begun)
+        begun, self.busy = time.perf_counter(), True
+        try:
+            with suppress(LeaseLost):  # somebody else has it now, and says how it ends
+                outcome = _Attempt(self, lease).run()
+                metrics.JOBS_ENDED.labels(outcome).inc()
+                metrics.JOB_S.observe(time.perf_counter() - begun)
+        finally:
+            self.busy = False
         return True
 
 
