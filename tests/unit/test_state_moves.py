@@ -13,9 +13,11 @@ from x2l_cluster.state import moves
 from x2l_cluster.state.ledger import Group
 from x2l_cluster.state.moves import Policy, Ticket
 
-POLICY = Policy(most_strikes=3, backoff_s=2.0, backoff_cap_s=60.0, keep_s=100.0)
+POLICY = Policy(most_strikes=3, backoff_s=2.0, backoff_cap_s=60.0, outage_cap_s=20.0, keep_s=100.0)
 NOW = 50.0
-RETRYABLE = Problem(code="store_unavailable", title="t", detail="d", status=503, retryable=True)
+RETRYABLE = Problem(code="decoder_crashed", title="t", detail="d", status=503, retryable=True)
+LATE = Problem(code="store_late", title="t", detail="d", status=503, retryable=True)
+FULL = replace(LATE, code="store_full")
 FINAL = Problem(code="corrupt_video", title="t", detail="d", status=422)
 
 
@@ -141,6 +143,20 @@ def test_retryable_problems_wait_ever_longer_and_have_an_end() -> None:
     last = moves.fail(begun(ticket, 9), 9, POLICY, NOW, RETRYABLE)
     assert (last.job.state, last.job.problem, last.job.attempts) == (JobState.FAILED, RETRYABLE, 3)
     assert POLICY.backoff(10_000) == POLICY.backoff_cap_s
+
+
+@pytest.mark.parametrize("outage", [LATE, FULL])
+def test_a_store_that_does_not_do_its_work_is_waited_for_however_long_that_takes(outage: Problem) -> None:
+    ticket, pauses = moves.fail(running(), 7, POLICY, NOW, RETRYABLE), []
+    for number in range(1, 20):
+        ticket = moves.fail(begun(ticket, number), number, POLICY, NOW, outage)
+        assert ticket.wake_s is not None and ticket.job.state is JobState.QUEUED
+        pauses.append(ticket.wake_s - NOW)
+    assert ticket.strikes == 1 and ticket.job.problem == outage
+    assert pauses[:3] == [2.0, 4.0, 8.0] and pauses[-1] == POLICY.outage_cap_s
+    got_on = moves.progress(begun(ticket, 20), 20, NOW, chunks_done=1, covered_s=1.0, chunks=None, video=None)
+    again = moves.fail(got_on, 20, POLICY, NOW, outage)
+    assert again.wake_s == NOW + POLICY.backoff_s
 
 
 def test_a_problem_that_says_how_long_is_waited_for_so_long() -> None:

@@ -9,7 +9,7 @@
 
 Heartbeat and progress leave a job RUNNING, and so does its cancelling, which only asks: the worker stops (g) at the
 next chunk boundary. Once asked, d and e are g as well. After e a job waits first. It fails (h) for good, or when it was
-begun too often without a new chunk.
+begun too often without a new chunk; what was tried in vain because a store did not do its work does not count.
 
 A job waits either *in line* (a worker takes it when it is its turn) or *until* a moment, ``wake_s``; of a running job
 that is when the lease runs out, of an ended one when it is forgotten. :func:`wake` does what that moment asks for.
@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from x2l_cluster.errors import JobAbandoned, JobConflict, LeaseLost
+from x2l_cluster.errors import JobAbandoned, JobConflict, LeaseLost, StoreFull, StoreUnavailable, error_class
 from x2l_cluster.messages import Job, JobState, Problem
 from x2l_cluster.state.ledger import Group
 
@@ -40,6 +40,7 @@ class Policy:
     Attributes:
         most_strikes: a job that was begun so often in a row without sealing a chunk has failed.
         backoff_s: how long the second try waits after a retryable problem; the next one twice as long, and so on.
+        outage_cap_s: how long a try waits at most for a store that does not do its work: nobody tells when it does.
         keep_s, keep: how long, and how many of each tenant, ended jobs can be asked for.
         history: events kept of a job.
     """
@@ -47,6 +48,7 @@ class Policy:
     most_strikes: int = 5
     backoff_s: float = 1.0
     backoff_cap_s: float = 300.0
+    outage_cap_s: float = 30.0
     keep_s: float = 7 * 86400.0
     keep: int = 1000
     history: int = 4096
@@ -64,7 +66,8 @@ class Ticket:
         order: grows with every submission.
         events: number of the last event.
         lease: number of the latest lease; grows with every lease of any job.
-        strikes: how often begun since the last sealed chunk.
+        strikes: how often begun since the last sealed chunk, in a way that the job may be to blame for.
+        outages: how often in a row it was a store that did not do its work.
     """
 
     tenant: str
@@ -78,6 +81,7 @@ class Ticket:
     ttl_s: float = 0.0
     wake_s: float | None = None
     strikes: int = 0
+    outages: int = 0
 
     @property
     def in_line(self) -> bool:
@@ -106,7 +110,7 @@ def cancel(old: Ticket, policy: Policy, now_s: float) -> Ticket:
 def retry(old: Ticket, now_s: float) -> Ticket:
     if old.job.state not in (JobState.FAILED, JobState.CANCELLED):
         raise JobConflict(f"job {old.job.id} is {old.job.state}: only a failed or cancelled one can be tried again")
-    return replace(_moved(old, now_s, state=JobState.QUEUED, problem=None), wake_s=None, strikes=0)
+    return replace(_moved(old, now_s, state=JobState.QUEUED, problem=None), wake_s=None, strikes=0, outages=0)
 
 
 # --- of workers -----------------------------------------------------------------------------------------------------
@@ -140,8 +144,8 @@ def progress(
         video=job.video or video,
     )
     moved = old if new == job else _moved(replace(old, job=new), now_s)
-    strikes = 0 if new.chunks_done > job.chunks_done else old.strikes
-    return replace(moved, wake_s=now_s + old.ttl_s, strikes=strikes)
+    moved = replace(moved, wake_s=now_s + old.ttl_s)
+    return replace(moved, strikes=0, outages=0) if new.chunks_done > job.chunks_done else moved
 
 
 def finish(old: Ticket, number: int, policy: Policy, now_s: float) -> Ticket:
@@ -167,11 +171,15 @@ def fail(old: Ticket, number: int, policy: Policy, now_s: float, problem: Proble
     # Names of files and words of other programs: whatever is in them, the job can fail with them.
     detail = problem.detail[:_MOST_DETAIL].encode(errors="replace").decode()
     problem = replace(problem, detail=detail)
-    if not problem.retryable or (old.strikes >= policy.most_strikes and not old.job.cancelling):
+    pause_s = policy.backoff(old.strikes)
+    if issubclass(error_class(problem.code), StoreUnavailable | StoreFull):  # for as long as that takes
+        old = replace(old, strikes=max(old.strikes - 1, 0), outages=old.outages + 1)
+        pause_s = min(policy.backoff(old.outages), policy.outage_cap_s)
+    elif not problem.retryable or (old.strikes >= policy.most_strikes and not old.job.cancelling):
         return _end(old, policy, now_s, JobState.FAILED, problem=problem)
     if old.job.cancelling:
         return _end(old, policy, now_s, JobState.CANCELLED, problem=problem)
-    pause_s = max(policy.backoff(old.strikes), problem.retry_after_s or 0.0)
+    pause_s = max(pause_s, problem.retry_after_s or 0.0)
     return replace(_moved(old, now_s, state=JobState.QUEUED, problem=problem), worker=None, wake_s=now_s + pause_s)
 
 
