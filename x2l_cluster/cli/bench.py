@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from x2l_cluster.cli import opened, progress, show
-from x2l_cluster.cli.options import AsJson, ModelName, Transport
+from x2l_cluster.cli.options import AsJson, MaxTokens, ModelName, Transport, Url
 
 bench = typer.Typer(help="The yardsticks.", no_args_is_help=True)
 
@@ -76,3 +76,55 @@ def device(
     with show.err.status("measuring"):
         result = run_device(repeats=repeats)
     show_bench.device(result, as_json=as_json)
+
+
+@bench.command("serve")
+def serve(
+    videos: Annotated[int, typer.Option(min=1, help="Videos of needles to index and ask about.")] = 8,
+    chunks: Annotated[int, typer.Option(min=1, help="Length of the videos, in chunks.")] = 12,
+    zipf: Annotated[float, typer.Option(min=0.0, help="How unlike the videos are in popularity; 0: all alike.")] = 1.0,
+    people: Annotated[int, typer.Option(min=1, help="Who ask again as soon as they are answered (closed loop).")] = 16,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="Questions a second that come anyway (open loop); by default 70 % of the closed loop's."
+        ),
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="Questions of each loop.")] = 64,
+    max_tokens: MaxTokens = 64,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds of one question at a time against sixteen.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on a CPU, for all of it.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of videos, questions and arrivals.")] = 0,
+    model: ModelName = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """A crowd asks a service, one in this process or one at a URL: throughput, waiting times, what a batch is worth."""
+    from x2l_cluster.bench.serve import Load, run_serve
+    from x2l_cluster.cli import remote, show_bench
+
+    if url is not None:
+        remote.alone(url, model=model)
+    load = Load(
+        videos=videos,
+        chunks=chunks,
+        zipf=zipf,
+        people=people,
+        rate=rate,
+        questions=questions,
+        max_tokens=max_tokens,
+        rounds=rounds,
+        threads=threads,
+        seed=seed,
+    )
+    wanted = opened.settings()
+    with show.err.status("measuring") as status:
+        result = run_serve(
+            load,
+            url=url,
+            model=model or wanted.model,
+            device=wanted.device,
+            dtype=wanted.dtype,
+            progress=status.update,
+        )
+    show_bench.serve(result, as_json=as_json)
