@@ -63,10 +63,17 @@ PHASE_S: Final = Histogram(
     "x2l_phase_seconds", "Seconds of a question: coarse, score, reload, assemble, decode.", ["phase"], buckets=_WORK_S
 )
 TTFT_S: Final = Histogram("x2l_ttft_seconds", "From a question to the first token of its answer.", buckets=_WORK_S)
+INTER_TOKEN_S: Final = Histogram(
+    "x2l_inter_token_seconds", "Between two tokens of an answer that is being written.", buckets=_FETCH_S[3:]
+)
 TOKENS: Final = Counter("x2l_tokens", "Tokens of prompts (without video) and answers.", ["side"])
 PLANNED_CHUNKS: Final = Histogram("x2l_planned_chunks", "Fine chunks in the plan of a question.", buckets=_SMALL)
 DEGRADED_CHUNKS: Final = Counter("x2l_degraded_chunks", "Planned chunks answered coarse.", ["reason"])
-RELOAD_BYTES: Final = Counter("x2l_reload_bytes", "Stored bytes of fine blocks that travelled for questions.")
+RELOAD_BYTES: Final = Counter(
+    "x2l_reload_bytes",
+    "Stored bytes of fine blocks that travelled for questions, by where they came from.",
+    ["tier"],
+)
 DECODE_BATCH: Final = Histogram("x2l_decode_batch", "Questions in a decode step.", buckets=_SMALL[1:])
 
 # --- indexing -------------------------------------------------------------------------------------------------------

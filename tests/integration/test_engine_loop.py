@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from tests.engines import SMALL, calibration, engine, mosaic
 from tests.gates import WAIT_S, GatedStore, gated, watched
+from x2l_cluster import metrics
 from x2l_cluster.engine import (
     AnswerLoop,
     Completed,
@@ -271,13 +272,47 @@ def test_leaving_an_iteration_cancels(x2l):
         assert ticket.done
 
 
-def test_a_deadline_before_the_first_word_is_an_error(slow):
-    x2l, store = slow
+def test_a_deadline_before_the_first_word_is_an_error(x2l, lm):
+    held = threading.Event()
+    lm.before = lambda steps: held.wait(WAIT_S)
     with AnswerLoop(x2l.answerer) as loop:
-        store.gate.clear()
         late = ask(x2l, loop, "v0", QUESTIONS[0], detail="fine", deadline_s=0.05)
         with pytest.raises(DeadlineExceeded):
             late.result(WAIT_S)
+        held.set()
+
+
+def test_a_deadline_cuts_the_fetch_short_and_the_answer_is_coarse_in_time_and_says_so(slow, monkeypatch):
+    x2l, store = slow
+    monkeypatch.setattr("x2l_cluster.engine.read.BASE_S", 2 * WAIT_S)
+    coarse = x2l.ask("v0", QUESTIONS[0], detail="coarse", generation=WRITE)
+    with AnswerLoop(x2l.answerer, clock=Clock()) as loop:
+        store.gate.clear()
+        hurried = ask(x2l, loop, "v0", QUESTIONS[0], detail="k=2", deadline_s=0.4)
+        answer = hurried.result(WAIT_S)
+        assert answer.degraded and {item.degraded for item in answer.evidence} == {"late"}
+        assert (answer.text, answer.finish) == (coarse.text, "length")
+        store.gate.set()
+
+
+@pytest.mark.parametrize("hurried_first", [True, False])
+def test_who_is_in_a_hurry_neither_waits_for_a_patient_fetch_nor_spoils_it(slow, monkeypatch, hurried_first):
+    x2l, store = slow
+    monkeypatch.setattr("x2l_cluster.engine.read.BASE_S", 2 * WAIT_S)
+    fine = x2l.ask("v0", QUESTIONS[0], detail="fine", generation=WRITE)
+    x2l.answerer.forget("local", "v0")
+    with AnswerLoop(x2l.answerer, clock=Clock()) as loop:
+        store.gate.clear()
+        store.reached.clear()
+        tickets = {}
+        for hurried in (hurried_first, not hurried_first):
+            tickets[hurried] = ask(x2l, loop, "v0", QUESTIONS[0], detail="fine", deadline_s=0.4 if hurried else None)
+            assert store.reached.wait(WAIT_S)
+        assert tickets[True].result(WAIT_S).degraded
+        assert not tickets[False].done
+        store.gate.set()
+        answer = tickets[False].result(WAIT_S)
+    assert not answer.degraded and answer.text == fine.text
 
 
 def test_a_deadline_while_writing_ends_the_answer_there(x2l):
@@ -365,13 +400,13 @@ def test_whoever_comes_leaves_or_is_late_at_any_time_every_ticket_ends_and_answe
     with AnswerLoop(x2l.answerer, limits, clock=clock) as loop:
         for _ in range(40):
             each = random.choice(wanted)
-            due = random.choice([None, None, 1.0])
+            due = random.choice([None, None, 100.0])
             asked.append((each, ask(x2l, loop, each[0], each[1], detail=each[2], deadline_s=due)))
             what = random.random()
             if what < 0.3:
                 random.choice(asked)[1].cancel()
             elif what < 0.4:
-                clock.now += 2.0
+                clock.now += 200.0
             elif what < 0.6:
                 next(asked[-1][1].follow(), None)
         ended = 0
@@ -460,6 +495,7 @@ def test_what_happens_is_counted(x2l):
         "x2l_ttft_seconds_count": {},
         "x2l_question_seconds_count": {},
         "x2l_decode_batch_count": {},
+        "x2l_inter_token_seconds_count": {},
         "x2l_phase_seconds_count": {"phase": "reload"},
     }
     before = {name: value(name, **labels) for name, labels in names.items()}
@@ -472,3 +508,20 @@ def test_what_happens_is_counted(x2l):
     assert value("x2l_questions_total", outcome="cancelled") == lost + 1
     assert value("x2l_tokens_total", side="answer") == written + 12
     assert value("x2l_queued", queue="answers") == 0
+
+
+def test_bytes_that_travel_are_counted_by_the_tier_they_came_from_once(slow):
+    x2l, _ = slow
+
+    def counted() -> dict[str, float]:
+        samples = [sample for family in metrics.RELOAD_BYTES.collect() for sample in family.samples]
+        return {sample.labels["tier"]: sample.value for sample in samples if sample.name.endswith("_total")}
+
+    with AnswerLoop(x2l.answerer) as loop:
+        before = counted()
+        answer = ask(x2l, loop, "v0", QUESTIONS[0], detail="k=2").result(WAIT_S)
+        once = counted()
+        ask(x2l, loop, "v0", QUESTIONS[0], detail="k=2").result(WAIT_S)  # hot by now
+    (tier,) = {item.tier for item in answer.evidence}
+    assert once[tier] - before.get(tier, 0.0) == answer.usage.reload_bytes > 0
+    assert counted() == once

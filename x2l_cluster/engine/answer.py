@@ -245,8 +245,12 @@ class Answerer:
 
     # --- reload, assemble, decode -----------------------------------------------------------------------------------
 
-    def reload(self, work: Work) -> None:
-        """Fetches the planned L blocks; what cannot be had is answered with its H, flagged, unless asked to fail."""
+    def reload(self, work: Work, *, most_s: float | None = None) -> None:
+        """Fetches the planned L blocks; what cannot be had is answered with its H, flagged, unless asked to fail.
+
+        Args:
+            most_s: what is not there by then is late, sooner than the stores' own deadline if need be.
+        """
         rows = {row.index: row for row in work.asked.manifest.chunks}
         with _timed([work.timings], "reload_s"):
             fine = self._reloader.fine(
@@ -255,6 +259,7 @@ class Answerer:
                 work.where,
                 instead=work.coarse,
                 strict=work.asked.fail_on_missing,
+                most_s=most_s,
             )
         work.loaded = [fine.get(chunk.chunk, work.coarse[chunk.chunk]) for chunk in work.plan.chunks]
         self._hints.planned(work.asked.manifest, work.plan)

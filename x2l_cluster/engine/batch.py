@@ -39,6 +39,8 @@ class Batch:
         if question.work.stream is None:
             self._room.give(question.held_bytes)
         else:
+            if not self._running:
+                self._answerer.turns.stay()
             self._running[question.work.stream] = question
 
     def step(self, now: float) -> int:
@@ -65,7 +67,14 @@ class Batch:
     def abandon(self) -> None:
         """Lets go of all of them."""
         while self._running:
-            self._room.give(self._running.popitem()[1].held_bytes)
+            self._drop(next(iter(self._running)))
+
+    def _drop(self, stream: Stream) -> Question:
+        question = self._running.pop(stream)
+        self._room.give(question.held_bytes)
+        if not self._running:
+            self._answerer.turns.go()
+        return question
 
     def _expire(self, now: float) -> None:
         for stream, question in self._running.items():
@@ -85,10 +94,14 @@ class Batch:
     def _tell(self, question: Question, stream: Stream, seconds: float) -> None:
         ticket, timings = question.ticket, question.work.timings
         timings["decode_s"] = timings.get("decode_s", 0.0) + seconds
-        if ticket.first_s is None:
-            ticket.first_s = time.perf_counter()
-            timings["ttft_s"] = ticket.first_s - ticket.begun_s
+        now = time.perf_counter()
+        if question.token_s is None:
+            ticket.first_s = now
+            timings["ttft_s"] = now - ticket.begun_s
             metrics.TTFT_S.observe(timings["ttft_s"])
+        else:
+            metrics.INTER_TOKEN_S.observe(now - question.token_s)
+        question.token_s = now
         if stream.finish is None and (text := question.writer.more(stream.ids)):
             ticket.push(Delta(text=text))
 
@@ -97,8 +110,7 @@ class Batch:
         for stream, question in list(self._running.items()):
             if stream.finish is not None or question.ticket.done:
                 stream.cancel()
-                del self._running[stream]
-                self._room.give(question.held_bytes)
+                self._drop(stream)
                 if not question.ticket.done:
                     with answering([question.ticket]):
                         self._complete(question)

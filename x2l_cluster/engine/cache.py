@@ -40,13 +40,38 @@ class ByteCache(Generic[K, V]):
         return found
 
     def get_all(
-        self, keys: Sequence[K], make: Callable[[Sequence[K]], Iterator[V | Exception]]
+        self,
+        keys: Sequence[K],
+        make: Callable[[Sequence[K]], Iterator[V | Exception]],
+        *,
+        left_s: Callable[[], float | None] = lambda: None,
+        again: Callable[[Exception], bool] = lambda _: False,
     ) -> list[tuple[V, bool] | Exception]:
         """The values of different keys, as :meth:`get` gives them, or what each could not be had for.
 
-        ``make`` yields what nobody has or makes, in order, a value or an error each. What it raises, all of the rest
-        is not to be had for, and the caller gets it.
+        Args:
+            make: yields what nobody has or makes, in order, a value or an error each. What it raises, all of the rest
+                is not to be had for, and the caller gets it.
+            left_s: how long others may still be waited for; after that it is a TimeoutError.
+            again: whether what somebody else could not make for this reason is worth a try of one's own.
         """
+        found: dict[K, tuple[V, bool] | Exception] = {}
+        left = list(keys)
+        while left:
+            news, others = self._once(left, make, left_s)
+            found |= news
+            failed = {key: error for key, error in news.items() if key in others and isinstance(error, Exception)}
+            over = left_s() == 0.0
+            left = [key for key, error in failed.items() if not over and again(error)]
+        return [found[key] for key in keys]
+
+    def _once(
+        self,
+        keys: Sequence[K],
+        make: Callable[[Sequence[K]], Iterator[V | Exception]],
+        left_s: Callable[[], float | None],
+    ) -> tuple[dict[K, tuple[V, bool] | Exception], set[K]]:
+        """What has come of each, and for which it was somebody else who made it."""
         with self._lock:
             kept = {key: self._kept[key] for key in keys if key in self._kept}
             waiting = {key: self._making[key] for key in keys if key in self._making and key not in kept}
@@ -62,7 +87,12 @@ class ByteCache(Generic[K, V]):
             for key in mine.keys() - made.keys():
                 self._settle(key, mine[key], error)
             raise
-        return [self._found(key, kept, waiting, made) for key in keys]
+        found: dict[K, tuple[V, bool] | Exception] = {key: (value, True) for key, value in kept.items()}
+        for key, value in made.items():
+            found[key] = value if isinstance(value, Exception) else (value, False)
+        for key, future in waiting.items():
+            found[key] = _awaited(future, left_s())
+        return found, set(waiting)
 
     def _settle(self, key: K, future: Future[V], value: V | BaseException) -> None:
         with self._lock:
@@ -74,18 +104,6 @@ class ByteCache(Generic[K, V]):
         else:
             future.set_result(value)
 
-    def _found(
-        self, key: K, kept: dict[K, V], waiting: dict[K, Future[V]], made: dict[K, V | Exception]
-    ) -> tuple[V, bool] | Exception:
-        if key in kept:
-            return kept[key], True
-        value = made[key] if key in made else (waiting[key].exception() or waiting[key].result())
-        if isinstance(value, BaseException):
-            if not isinstance(value, Exception):  # whoever made it was interrupted
-                raise value
-            return value
-        return value, key not in made
-
     def __contains__(self, key: K) -> bool:
         with self._lock:
             return key in self._kept
@@ -95,3 +113,15 @@ class ByteCache(Generic[K, V]):
         with self._lock:
             for key in [key for key in self._kept if which(key)]:
                 del self._kept[key]
+
+
+def _awaited(future: Future[V], timeout_s: float | None) -> tuple[V, bool] | Exception:
+    try:
+        error = future.exception(timeout_s)
+    except TimeoutError as late:
+        return late
+    if error is None:
+        return future.result(), True
+    if not isinstance(error, Exception):  # whoever made it was interrupted
+        raise error
+    return error

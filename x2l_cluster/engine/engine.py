@@ -70,6 +70,9 @@ class VideoEngine:
         self.stores = stores
         self.calibration = calibration
         stored = ["embedding", *(["calibrated"] if calibration else [])]
+        self._indexing = threading.Lock()
+        self._reader = Reader(stores.kv, lambda m: stores.state.manifest(m.tenant, m.video, m.recipe.digest))
+        self.answerer = Answerer(lm, self._reader, calibration, cache_bytes=cache_bytes)
         self._indexer = Indexer(
             lm=lm,
             kv=stores.kv,
@@ -77,10 +80,8 @@ class VideoEngine:
             scorers=[get_scorer(name, lm.spec, calibration) for name in stored],
             deadline_s=decode_deadline_s,
             stripe_bytes=stripe_bytes,
+            turns=self.answerer.turns,
         )
-        self._indexing = threading.Lock()
-        self._reader = Reader(stores.kv, lambda m: stores.state.manifest(m.tenant, m.video, m.recipe.digest))
-        self.answerer = Answerer(lm, self._reader, calibration, cache_bytes=cache_bytes)
 
     @classmethod
     def from_pretrained(

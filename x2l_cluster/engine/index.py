@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from x2l_cluster.engine.prefill import Prefilled, Prefiller
 from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.seal import Sealer, Unsealed
 from x2l_cluster.engine.sealed import Sealed
+from x2l_cluster.engine.turns import Turns
 from x2l_cluster.errors import Cancelled, InvalidInput, KVError, UnknownVideo, VideoError, X2LError
 from x2l_cluster.kv.memory import MemoryKV
 from x2l_cluster.kv.store import KVStore, Priority
@@ -49,6 +50,7 @@ class Indexer:
         scorers: whose score indexes are kept beside the blocks.
         deadline_s: a decoder without progress for so long is killed.
         stripe_bytes: what a stored blob takes at most.
+        turns: of the device, with those who answer on it.
     """
 
     lm: VideoLM
@@ -57,6 +59,7 @@ class Indexer:
     scorers: Sequence[ChunkScorer]
     deadline_s: float
     stripe_bytes: int = STRIPE_BYTES
+    turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self) -> None:
         for kind in (Kind.H, Kind.INDEX):
@@ -146,7 +149,9 @@ class Indexer:
         cancel: threading.Event | None,
         watch: Callable[[Prefilled], None] = lambda _: None,
     ) -> Manifest:
-        prefiller = Prefiller(self.lm, recipe, Prefix.of(self.lm, self.lm.prompt("?").prefix))
+        with self.turns.long():
+            prefix = Prefix.of(self.lm, self.lm.prompt("?").prefix)
+        prefiller = Prefiller(self.lm, recipe, prefix, self.turns)
         kinds = self._kinds() if repair else frozenset(Kind.of(level) for level in prefiller.remembers)
         manifest: Manifest | None = None
         with Reader(self.kv, priority=Priority.WRITE) as reader:

@@ -71,7 +71,7 @@ class AnswerLoop:
         self._limits = limits
         self._clock = clock
         self._room = Room(answerer.lm, limits.device_bytes or free_bytes(answerer.lm.device))
-        self._newcomers = Newcomers(answerer, self._room)
+        self._newcomers = Newcomers(answerer, self._room, clock)
         self._news = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._planned: deque[Question] = deque()
@@ -91,8 +91,9 @@ class AnswerLoop:
         """Takes a question on. What is wrong with it later on fails its ticket.
 
         Args:
-            deadline_s: seconds it may take. Without a token by then it fails with DeadlineExceeded; an answer that is
-                being written ends there, with finish ``deadline``.
+            deadline_s: seconds it may take. Its fetch is cut short for it: what is late is answered coarse, flagged.
+                Without a token by then it fails with DeadlineExceeded; an answer that is being written ends there,
+                with finish ``deadline``.
 
         Raises:
             Overloaded: too many wait, or the loop is closing.

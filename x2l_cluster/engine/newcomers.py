@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from x2l_cluster.engine.answer import Answerer
 from x2l_cluster.engine.question import Question, answering
@@ -12,12 +13,20 @@ from x2l_cluster.engine.ticket import Planned, Ticket
 from x2l_cluster.engine.work import Work
 from x2l_cluster.engine.writer import Writer
 
+FETCH_SHARE: Final = 0.5
+"""Of the time that is left to a question, its fetch may take this much, the rest is for writing: a coarse answer in
+time, flagged, is worth more than none."""
+
 
 class Newcomers:
-    """Readies questions. Safe for several threads; whatever goes wrong with a question fails its ticket only."""
+    """Readies questions. Safe for several threads; whatever goes wrong with a question fails its ticket only.
 
-    def __init__(self, answerer: Answerer, room: Room) -> None:
-        self._answerer, self._room = answerer, room
+    Args:
+        clock: that of the tickets' deadlines.
+    """
+
+    def __init__(self, answerer: Answerer, room: Room, clock: Callable[[], float]) -> None:
+        self._answerer, self._room, self._clock = answerer, room, clock
 
     def plan(self, group: Sequence[Ticket]) -> list[Question]:
         """Scores and plans questions that can share a forward, and tells each its plan. Those that fail are left out.
@@ -61,7 +70,8 @@ class Newcomers:
             size = self._room.needs(work.asked.manifest, work.plan.fine, tokens)
             if self._room.take(size, lambda: not ticket.done):
                 question.held_bytes = size
-                self._answerer.reload(work)
+                left_s = None if ticket.due is None else max(0.0, ticket.due - self._clock())
+                self._answerer.reload(work, most_s=None if left_s is None else FETCH_SHARE * left_s)
                 return True
         self._room.give(question.held_bytes)
         return False

@@ -13,6 +13,7 @@ import torch
 from x2l_cluster.compress import Memory, compress
 from x2l_cluster.engine.assemble import Assembler, Prefix
 from x2l_cluster.engine.place import Placement
+from x2l_cluster.engine.turns import Turns
 from x2l_cluster.kv.block import KVBlock
 from x2l_cluster.metrics import CHUNK_PREFILL_S
 from x2l_cluster.models.base import Tokens, VideoLM
@@ -66,10 +67,12 @@ class Prefiller:
 
     Args:
         prefix: KVs of everything before the first frame.
+        turns: of the device, where others answer on it: encoding the frames is one, and each pass.
     """
 
-    def __init__(self, lm: VideoLM, recipe: Recipe, prefix: Prefix) -> None:
+    def __init__(self, lm: VideoLM, recipe: Recipe, prefix: Prefix, turns: Turns | None = None) -> None:
         self._lm, self._recipe, self._prefix = lm, recipe, prefix
+        self._turns = turns or Turns()
         self._assembler = Assembler(lm)
         self._memory = {level: Memory(bound=recipe.memory_entries, dtype=lm.dtype) for level in lm.spec.passes}
         self._pages: dict[tuple[int, float], tuple[KVBlock, Page]] = {}
@@ -97,11 +100,16 @@ class Prefiller:
         """The next chunk."""
         assert chunk.index == self._next, f"chunk {self._next} comes next, got {chunk.index}"
         begun = time.perf_counter()
-        tokens = self._lm.embed_chunk(chunk.frames, chunk.times_s.tolist(), self._position, self._recipe)
-        raw = {level: self._pass(tokens, level) for level in self._lm.spec.passes}
-        first = raw[self._lm.spec.passes[0]]
-        blocks = {level: self._compressed(raw.get(level, first), level) for level in Level}
-        self._remember(blocks)
+        with self._turns.long():
+            tokens = self._lm.embed_chunk(chunk.frames, chunk.times_s.tolist(), self._position, self._recipe)
+        raw: dict[Level, KVBlock] = {}
+        for level in self._lm.spec.passes:
+            with self._turns.long():
+                raw[level] = self._pass(tokens, level)
+        with self._turns.long():
+            first = raw[self._lm.spec.passes[0]]
+            blocks = {level: self._compressed(raw.get(level, first), level) for level in Level}
+            self._remember(blocks)
         start, self._position = self._position, tokens.end
         self._next += 1
         CHUNK_PREFILL_S.observe(time.perf_counter() - begun)

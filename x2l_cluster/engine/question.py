@@ -14,6 +14,7 @@ from x2l_cluster.engine.ticket import Completed, Failed, Ticket
 from x2l_cluster.engine.work import Work
 from x2l_cluster.engine.writer import Writer
 from x2l_cluster.errors import AnswerLost, X2LError
+from x2l_cluster.types import Tier
 
 LOG: Final = logging.getLogger(__name__)
 PHASES: Final = ("coarse", "score", "reload", "assemble", "decode")
@@ -28,6 +29,8 @@ class Question:
     writer: Writer
     held_bytes: int = 0
     """What it was given of the room; whoever lets go of the question gives it back."""
+    token_s: float | None = None
+    """When its last token came, by ``time.perf_counter``."""
 
 
 @contextmanager
@@ -62,7 +65,8 @@ def count(ticket: Ticket, end: Completed | Failed) -> None:
     metrics.TOKENS.labels("prompt").inc(answer.usage.prompt_tokens)
     metrics.TOKENS.labels("answer").inc(answer.usage.answer_tokens)
     metrics.PLANNED_CHUNKS.observe(len(answer.plan.fine))
-    metrics.RELOAD_BYTES.inc(answer.usage.reload_bytes)
     for evidence in answer.evidence:
         if evidence.degraded:
             metrics.DEGRADED_CHUNKS.labels(evidence.degraded).inc()
+        elif evidence.tier is not Tier.DEVICE:
+            metrics.RELOAD_BYTES.labels(evidence.tier).inc(evidence.size_bytes)

@@ -64,17 +64,30 @@ class Reader:
             for urgent, name in ((True, "coarse"), (False, "fine"))
         }
 
-    def batch(self, manifest: Manifest, wanted: Iterable[tuple[ChunkRow, str]], *, in_time: bool = True) -> Batch:
+    def batch(
+        self,
+        manifest: Manifest,
+        wanted: Iterable[tuple[ChunkRow, str]],
+        *,
+        in_time: bool = True,
+        deadline: Deadline | None = None,
+    ) -> Batch:
         """What is going to be used, in that order; what is not there of a row is passed over.
 
         Args:
             in_time: whether all of it is under one deadline from now on; else every blob has that of its store.
+            deadline: one that has begun already.
         """
         there = [(row, kind) for row, kind in wanted if kind in row.blocks]
-        deadline = Deadline(BASE_S, PER_MIB_S, self._clock) if in_time else None
-        if deadline is not None:
-            deadline.covers(sum(row.blocks[kind].size_bytes for row, kind in there))
+        if in_time and deadline is None:
+            deadline = self.deadline(there)
         return Batch(self, manifest, there, deadline)
+
+    def deadline(self, wanted: Iterable[tuple[ChunkRow, str]], *, most_s: float | None = None) -> Deadline:
+        """What so many bytes may take from now on, and no longer than ``most_s``."""
+        deadline = Deadline(BASE_S, PER_MIB_S, self._clock, most_s=most_s)
+        deadline.covers(sum(row.blocks[kind].size_bytes for row, kind in wanted if kind in row.blocks))
+        return deadline
 
     def submit(self, kind: str, work: Callable[[], T]) -> Future[T]:
         return self._threads[Priority.of(kind) < Priority.FINE].submit(work)

@@ -9,7 +9,7 @@ from x2l_cluster.engine.assemble import Assembler
 from x2l_cluster.engine.cache import ByteCache
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.read import REPAIR, Reader
-from x2l_cluster.errors import KVError, KVMissing, StoreUnavailable
+from x2l_cluster.errors import KVError, KVMissing, StoreLate, StoreUnavailable
 from x2l_cluster.kv.codec import Buffer, decode_stripes
 from x2l_cluster.kv.measured import reason_of
 from x2l_cluster.models import Page, VideoLM
@@ -51,10 +51,21 @@ class Reloader:
         }
 
     def pages(
-        self, manifest: Manifest, rows: Sequence[ChunkRow], level: Level, where: Placement | None
+        self,
+        manifest: Manifest,
+        rows: Sequence[ChunkRow],
+        level: Level,
+        where: Placement | None,
+        *,
+        most_s: float | None = None,
     ) -> list[Loaded | KVError]:
-        """Chunks at exactly this level, under one deadline, or why one cannot be had; unrotated without a placement."""
+        """Chunks at exactly this level, under one deadline, or why one cannot be had; unrotated without a placement.
+
+        A block that somebody else fetches is waited for no longer than that, and what came too late for somebody else
+        is tried again for who has more time.
+        """
         kind = Kind.of(level)
+        deadline = self._reader.deadline([(row, kind) for row in rows], most_s=most_s)
         by_key = {_key(manifest, row, level, where): row for row in rows}
         tiers: dict[int, Tier] = {}
 
@@ -63,7 +74,7 @@ class Reloader:
 
         def make(keys: Sequence[PageKey]) -> Iterator[Page | Exception]:
             missing = [by_key[key] for key in keys]
-            with self._reader.batch(manifest, [(row, kind) for row in missing]) as batch:
+            with self._reader.batch(manifest, [(row, kind) for row in missing], deadline=deadline) as batch:
                 for row in missing:
                     try:
                         page = batch.use(row, kind, read)
@@ -73,9 +84,22 @@ class Reloader:
                         yield error
 
         loaded: list[Loaded | KVError] = []
-        for row, found in zip(rows, self._pages[level].get_all(list(by_key), make), strict=True):
+
+        def left_s() -> float:
+            try:
+                return deadline.left_s()
+            except StoreLate:
+                return 0.0
+
+        made = self._pages[level].get_all(list(by_key), make, left_s=left_s, again=lambda e: isinstance(e, StoreLate))
+        for row, found in zip(rows, made, strict=True):
             if isinstance(found, KVError):
                 loaded.append(found)
+            elif isinstance(found, TimeoutError):
+                late = (
+                    f"chunk {row.index} of video {manifest.video}, which another question fetches, did not come in time"
+                )
+                loaded.append(StoreLate(late))
             elif isinstance(found, Exception):  # somebody else made it, and failed
                 raise found
             else:
@@ -105,14 +129,16 @@ class Reloader:
         *,
         instead: Mapping[int, Loaded],
         strict: bool = False,
+        most_s: float | None = None,
     ) -> dict[int, Loaded]:
-        """L of some chunks by index, or what ``instead`` has of them (their H), flagged, when L is missing, damaged or
-        out of reach. A store that does not answer is not asked again for the same question.
+        """L of some chunks by index, or what ``instead`` has of them (their H), flagged, when L is missing, damaged,
+        out of reach or not there after ``most_s``. A store that does not answer is not asked again for the same
+        question.
 
         Raises BlockMissing, BlockCorrupt or StoreUnavailable if ``strict``.
         """
         loaded: dict[int, Loaded] = {}
-        for row, found in zip(rows, self.pages(manifest, rows, Level.L, where), strict=True):
+        for row, found in zip(rows, self.pages(manifest, rows, Level.L, where, most_s=most_s), strict=True):
             if isinstance(found, Loaded):
                 loaded[row.index] = found
             elif strict:

@@ -92,7 +92,7 @@ class Estimator:
             span=Span(start_s=0.0, end_s=float(times[-1])),
             is_last=True,
         )
-        prefiller = Prefiller(lm, recipe, Prefix.of(lm, lm.prompt("?").prefix))
+        prefiller = Prefiller(lm, recipe, Prefix.of(lm, lm.prompt("?").prefix), self._engine.answerer.turns)
         done = prefiller.one(nothing)
         return _Sample(
             tokens=done.tokens,
