@@ -7,14 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from x2l_cluster.errors import InvalidInput, ManifestConflict, ManifestCorrupt, UnknownVideo
+from x2l_cluster.errors import InvalidInput, ManifestConflict, ManifestCorrupt, StoreUnavailable, UnknownVideo
 from x2l_cluster.kv.open import bare, open_kv
 from x2l_cluster.kv.store import KVStore
-from x2l_cluster.state.base import StateStore
+from x2l_cluster.state.base import StateStore, VideoRecord
 from x2l_cluster.state.open import open_state
 from x2l_cluster.stores.upkeep import decay, orphans_of
 from x2l_cluster.types import IndexStatus, Kind, Manifest, check_name
 from x2l_cluster.video import FsspecSourceStore, SourceStore
+
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,22 +59,32 @@ class Stores:
         """Deletes a video from every store and returns the bytes of KV freed.
 
         The manifest goes first, so that no one sees half a video. If a store does not answer, the others are cleared
-        all the same, and the call can be made again. Raises UnknownVideo and StoreUnavailable.
+        all the same, and the call can be made again. An index that somebody has begun while its blobs were being
+        cleared away goes too. Raises UnknownVideo and StoreUnavailable.
         """
         check_name("video id", video)
+        freed = latest = 0
+        for attempt in range(_ATTEMPTS):
+            records = self._records(tenant, video)
+            if attempt and not any(record.epoch <= latest for record in records):
+                return freed
+            known = self.state.delete(tenant, video)
+            for source in {r.source.id: r.source for r in records if r.source}.values():
+                if not self.source_in_use(tenant, source.id):
+                    self.sources.delete(tenant, source)
+            cleared = self.kv.delete_video(tenant, video)
+            latest = self.state.epoch(tenant)  # who began later has lost nothing
+            if not attempt and not known and not cleared:
+                raise UnknownVideo(f"no video {video} is here; `x2l videos` lists them")
+            freed += cleared
+        raise StoreUnavailable(f"video {video} is indexed again and again while it is deleted: stop its jobs first")
+
+    def _records(self, tenant: str, video: str) -> list[VideoRecord]:
+        """Of a video. A damaged manifest must not keep its video from being deleted; its source stays then."""
         try:
-            records = self.state.videos(tenant)
-        except ManifestCorrupt:  # a damaged manifest must not keep its video from being deleted; its source stays
-            records = []
-        sources = {r.source.id: r.source for r in records if r.video == video and r.source}
-        known = self.state.delete(tenant, video)
-        for source in sources.values():
-            if not self.source_in_use(tenant, source.id):
-                self.sources.delete(tenant, source)
-        freed = self.kv.delete_video(tenant, video)
-        if not known and not freed:
-            raise UnknownVideo(f"no video {video} is here; `x2l videos` lists them")
-        return freed
+            return [record for record in self.state.videos(tenant) if record.video == video]
+        except ManifestCorrupt:
+            return []
 
     def supersede(self, manifest: Manifest) -> int:
         """Forgets every other index of a video for good, now that this one serves; returns how many there were.
