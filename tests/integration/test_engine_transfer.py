@@ -222,6 +222,22 @@ def test_what_is_here_is_not_overwritten(
         x2l.manifest("shifted")
 
 
+def test_what_grows_here_is_left_to_grow(
+    exported: tuple[VideoEngine, Manifest, Path], opened: Opener, tmp_path: Path
+) -> None:
+    x2l = opened("memory")
+    here = taken_in(x2l, exported[2]).manifest
+    assert here.source is not None
+    growing = x2l.stores.state.grow(
+        "local", "film", here.recipe.digest, revision=here.revision, kept=2, info=here.info, source=here.source
+    )
+    with pytest.raises(ManifestConflict, match="grows"):
+        taken_in(x2l, exported[2])
+    with pytest.raises(ManifestConflict, match="being indexed"):
+        export_index(x2l.stores, growing, tmp_path / "growing.x2l")
+    assert x2l.manifest("film") == growing
+
+
 class Shifted:
     """A model that calls itself as another does, as one on other hardware might give other numbers."""
 

@@ -267,6 +267,7 @@ def test_what_only_looks_like_an_index_is_refused() -> None:
     heads = (
         replace(MANIFEST, chunks=()),
         replace(MANIFEST, chunks=(), status=IndexStatus.INDEXING),
+        replace(MANIFEST, chunks=(), tail=1),
         replace(MANIFEST, chunks=(), source=replace(SOURCE, id="../../etc/passwd".replace("/", "."))),
         replace(MANIFEST, chunks=(), info=replace(INFO, duration_s=float("nan"))),
     )
@@ -288,5 +289,6 @@ def test_what_only_looks_like_an_index_is_refused() -> None:
             read(forged(frames))
     with pytest.raises(BadArchive, match="no rows"):
         read(forged([FRAMES[0], ("end", b"")]))
-    with pytest.raises(BadArchive, match="behind the end"):
-        read(WHOLE + b"\x01")
+    for more in (b"\x01", b"\xc4", b"\x94", bytes(1 << 20)):
+        with pytest.raises(BadArchive, match="behind the end"):
+            read(WHOLE + more)

@@ -273,6 +273,10 @@ class _Import:
 
     def _check_same(self, known: Manifest, there: Manifest) -> None:
         """Of what both have, the payloads must be equal."""
+        if known.status is IndexStatus.GROWING:
+            raise ManifestConflict(
+                f"video {known.video} is here and grows: wait until it is ready, or choose another id"
+            )
         for mine, theirs in zip(known.chunks, there.chunks, strict=False):
             kinds = mine.blocks.keys() & theirs.blocks.keys()
             same = all(_content(mine.blocks[kind]) == _content(theirs.blocks[kind]) for kind in kinds)

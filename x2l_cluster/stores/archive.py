@@ -110,13 +110,8 @@ class ArchiveReader:
             expected += 1
         if expected == 0:
             raise BadArchive("the exported index has no rows: export it again")
-        try:
-            self._frames.unpack()
-        except msgpack.OutOfData:
-            return
-        except (ValueError, msgpack.UnpackException):
-            pass
-        raise BadArchive("something comes behind the end of the exported index: damaged")
+        if self._frames.read_bytes(1):
+            raise BadArchive("something comes behind the end of the exported index: damaged")
 
     def blob(self) -> bytes:
         """The next blob of the row."""
@@ -146,7 +141,7 @@ class ArchiveReader:
         except ManifestCorrupt as error:
             raise BadArchive(f"the exported index says of itself what makes no sense: {error}") from None
         info, source = head.manifest.info, head.manifest.source
-        if head.chunks or head.manifest.status is not IndexStatus.READY:
+        if head.chunks or head.manifest.tail or head.manifest.status is not IndexStatus.READY:
             raise BadArchive("the exported index says that it is not whole: export it again")
         if not (isfinite(info.duration_s) and isfinite(info.fps)) or min(info.duration_s, info.width, info.height) < 0:
             raise BadArchive(f"no video is like that: {info}")
