@@ -84,6 +84,18 @@ def test_it_may_grow_again_and_again(whole, lm, family):
         assert set(x2l.stores.kv.keys("local", video)) == grown.named
 
 
+def test_growing_again_and_again_leaves_no_more_segments_than_one_run_would(whole, lm):
+    def segments(x2l, video: str) -> list[str]:
+        return sorted(key.kind for key in x2l.stores.kv.keys("local", video) if key.kind.endswith("-seg"))
+
+    with engine(lm=lm) as x2l, engine(lm=lm) as other:
+        video = x2l.index(cut(whole, 0.3), **EACH).video
+        for share in (0.5, 0.75):
+            x2l.append(video, cut(whole, share))
+        x2l.append(video, whole)
+        assert segments(x2l, video) == segments(other, other.index(whole, **EACH).video)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(40))
 def test_soak_wherever_it_is_cut(whole, at_once, lm, seed):

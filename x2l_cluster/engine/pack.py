@@ -7,7 +7,7 @@ that still holds the older manifest finds an old blob gone and looks again (:mod
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -37,14 +37,18 @@ class Packer:
     segment_bytes: int = STRIPE_BYTES
 
     def pack(self, manifest: Manifest) -> Manifest:
-        """The manifest after packing. What lies in a segment already stays there.
+        """The manifest after packing. What lies in a segment already stays there, unless that is not even half full: of
+        a video that grows again and again, each run would leave a small one.
 
         Raises KVError when a store is at fault (the index reads as before), StaleEpoch and UnknownVideo as sealing.
         """
         moved: dict[int, dict[str, BlockRef]] = defaultdict(dict)
         with stored(self.kv) as put:
             for kind in sorted({kind for row in manifest.chunks for kind in row.blocks} - {Kind.L}):
-                for chunks in groups(_loose(manifest, kind), self.segment_bytes):
+                for chunks in groups(_loose(manifest, kind, self.segment_bytes // 2), self.segment_bytes):
+                    segments = {_segment_of(manifest.chunks[chunk].blocks[kind]) for chunk in chunks}
+                    if len(segments) == 1 and None not in segments:
+                        continue  # it would be that very segment once more
                     for chunk, ref in self._segment(manifest, kind, chunks, put):
                         moved[chunk][kind] = ref
         if not moved:
@@ -72,12 +76,20 @@ class Packer:
             yield row.index, replace(row.blocks[kind], packed=replace(front, offset=offset))
 
 
-def _loose(manifest: Manifest, kind: str) -> Iterator[tuple[int, int]]:
-    """Chunk and bytes of every blob that is in no segment and no part of a block that was cut."""
-    for row in manifest.chunks:
-        ref = row.blocks.get(kind)
-        if ref is not None and ref.packed is None and ref.stripes == 1:
-            yield row.index, ref.size_bytes
+def _loose(manifest: Manifest, kind: str, half_bytes: int) -> Iterator[tuple[int, int]]:
+    """Chunk and bytes of every blob that is in no segment of ``half_bytes`` and no part of a block that was cut."""
+    refs = [(row.index, row.blocks[kind]) for row in manifest.chunks if kind in row.blocks]
+    held: Counter[tuple[int, int] | None] = Counter()
+    for _, ref in refs:
+        held[_segment_of(ref)] += ref.size_bytes
+    for chunk, ref in refs:
+        segment = _segment_of(ref)
+        if ref.stripes == 1 and (segment is None or held[segment] < half_bytes):
+            yield chunk, ref.size_bytes
+
+
+def _segment_of(ref: BlockRef) -> tuple[int, int] | None:
+    return (ref.packed.epoch, ref.packed.chunk) if ref.packed else None
 
 
 def _verified(blobs: Iterator[Buffer], key: BlockKey, ref: BlockRef) -> Buffer:
