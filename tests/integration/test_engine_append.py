@@ -177,6 +177,16 @@ def test_cancelled_before_anything_came_it_is_asked_about_as_it_was_and_goes_on(
         assert same(x2l.append(short.video, whole), at_once)
 
 
+def test_cancelled_while_it_is_compared_nothing_has_changed(whole, lm):
+    cancel = threading.Event()
+    cancel.set()
+    with engine(lm=lm) as x2l:
+        short = x2l.index(cut(whole, 0.46), **EACH)
+        with pytest.raises(Cancelled, match="nothing of it has changed"):
+            x2l.append(short.video, whole, cancel=cancel)
+        assert x2l.manifest(short.video) == short
+
+
 def test_what_is_kept_hot_of_the_last_chunk_is_never_that_of_before(whole, lm):
     """Pages, score indexes, plans: after it grew, a video is answered as one that was whole from the beginning."""
     detail = {"detail": "k=3"}

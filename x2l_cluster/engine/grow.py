@@ -8,7 +8,7 @@ others must be the same, or the file is another recording.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -33,10 +33,13 @@ def check_can_grow(manifest: Manifest) -> None:
         )
 
 
-def chunks_kept(manifest: Manifest, path: Path, *, deadline_s: float) -> int | None:
+def chunks_kept(
+    manifest: Manifest, path: Path, *, deadline_s: float, go_on: Callable[[], None] = lambda: None
+) -> int | None:
     """How many chunks, from the first on, the file yields as they are indexed; None when it ends before the index does.
 
-    When the file begins with the very bytes of the indexed one, only the last frames need to be compared.
+    When the file begins with the very bytes of the indexed one, only the last frames need to be compared. ``go_on`` is
+    called now and then, and may raise.
 
     Raises:
         NotAContinuation: it begins with other frames than those that were indexed.
@@ -49,11 +52,11 @@ def chunks_kept(manifest: Manifest, path: Path, *, deadline_s: float) -> int | N
         return 0
     end_s = rows[-1].span.end_s
     held_back_s = HELD_BACK / max(manifest.info.fps, 1e-3)
-    first, proven = 0, manifest.source is not None and begins_with(path, manifest.source)
+    first, proven = 0, manifest.source is not None and begins_with(path, manifest.source, go_on)
     if proven:
         first = next(row.index for row in rows if row.index == rows[-1].index or row.span.end_s > end_s - held_back_s)
     with open_video(path, manifest.recipe.sampling, start=first * size, deadline_s=deadline_s) as stream:
-        same = first * size + _equal(stream, rows[first:])
+        same = first * size + _equal(stream, rows[first:], go_on)
         if same == len(stream) and stream.end_s < end_s:
             return None
         kept = next((row.index for row in rows if not _stays(row, stream, same, size)), len(rows))
@@ -63,30 +66,32 @@ def chunks_kept(manifest: Manifest, path: Path, *, deadline_s: float) -> int | N
         return min(kept, len(manifest.settled))
 
 
-def begins_with(path: Path, source: SourceRef) -> bool:
+def begins_with(path: Path, source: SourceRef, go_on: Callable[[], None] = lambda: None) -> bool:
     """Whether the file begins with the bytes of a source, or is it."""
     left, digest = source.size_bytes, hashlib.sha256()
     with path.open("rb") as file:
         while left and (piece := file.read(min(left, _PIECE))):
+            go_on()
             digest.update(piece)
             left -= len(piece)
     return not left and digest.hexdigest() == source.id
 
 
-def _equal(stream: VideoStream, rows: tuple[ChunkRow, ...]) -> int:
+def _equal(stream: VideoStream, rows: tuple[ChunkRow, ...], go_on: Callable[[], None]) -> int:
     """How many samples of the stream, from its start on, are those of the rows."""
     prints = b"".join(row.prints for row in rows)
     known = [prints[at : at + _PRINT] for at in range(0, len(prints), _PRINT)]
     equal = 0
-    for found in _prints(stream):
+    for found in _prints(stream, go_on):
         if equal == len(known) or found != known[equal]:
             break
         equal += 1
     return equal
 
 
-def _prints(stream: VideoStream) -> Iterator[bytes]:
+def _prints(stream: VideoStream, go_on: Callable[[], None]) -> Iterator[bytes]:
     for batch in stream:
+        go_on()
         prints = frame_prints(batch.frames, batch.times_s)
         yield from (prints[at : at + _PRINT] for at in range(0, len(prints), _PRINT))
 

@@ -119,7 +119,14 @@ class Indexer:
         changed meanwhile, and as :meth:`run`. When the new part turns out to be at fault, what is sealed before it is
         finished.
         """
-        kept = chunks_kept(known, path, deadline_s=self.deadline_s)
+
+        def go_on() -> None:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled(
+                    f"appending to video {known.video} was cancelled, nothing of it has changed; append again"
+                )
+
+        kept = chunks_kept(known, path, deadline_s=self.deadline_s, go_on=go_on)
         if kept is None:
             return known
 
