@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     api_keys: Literal["open", "required"] = Field(
         "open", description="whether whoever asks over HTTP must show a key; open: everybody is the tenant local"
     )
+    data: str = Field("~/.x2l/up", description="the folder of `x2l up`: its state, coarse blocks and originals")
+    fine_bytes: int = Field(1 << 30, ge=1 << 20, description="memory in which `x2l up` keeps fine blocks")
+    host_bytes: int = Field(256 << 20, ge=0, description="shared memory for copies of coarse blocks of `x2l up`")
     device: str | None = Field(None, description="cpu, cuda, cuda:1 …; by default a GPU if there is one")
     dtype: str | None = Field(None, description="bfloat16, float16 or float32; by default what suits the device")
     cache_bytes: int = Field(2 << 30, ge=0, description="bytes of assembled KV pages kept hot in the process")

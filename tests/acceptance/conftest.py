@@ -25,7 +25,7 @@ class X2L:
     def __call__(self, *words: str, code: int = 0, **env: str) -> tuple[str, str]:
         """What the command wrote to stdout and stderr; it must end with ``code`` and never with a traceback."""
         done = subprocess.run(
-            [*COMMAND, *words], env=self.env | env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+            [*COMMAND, *words], env=self.env | env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
         )
         assert done.returncode == code, done
         assert "Traceback" not in done.stderr
@@ -72,14 +72,19 @@ def film(path: Path, seconds: int) -> Path:
 
 @pytest.fixture
 def x2l(tmp_path: Path, checkpoint: Path) -> X2L:
+    return at_home(tmp_path, checkpoint)
+
+
+def at_home(home: Path, checkpoint: Path) -> X2L:
+    """Commands of a user with this home."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("X2L_", "HF_"))}
     return X2L(
         env
         | {
-            "HOME": str(tmp_path),
+            "HOME": str(home),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "X2L_MODEL": str(checkpoint),
-            "X2L_STORE": f"disk:{tmp_path / 'store'}",
+            "X2L_STORE": f"disk:{home / 'store'}",
         }
     )

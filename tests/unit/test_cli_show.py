@@ -174,7 +174,7 @@ def test_a_demo_that_gets_too_little_right_has_failed(right: int, wrong: int, go
 def test_a_failed_demo_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     show_demo.ended(_played(1, 2), as_json=False)
     out, err = capsys.readouterr()
-    assert "1 of 3 right" in out and "x2l index films/footage.mp4 --id footage" in out
+    assert "1 of 3 right" in out and "x2l up --data films/up" in out
     assert "the demo failed: 1 of 3 answers are right" in err
     show_demo.ended(_played(1, 2), as_json=True)
     told = json.loads(capsys.readouterr().out)

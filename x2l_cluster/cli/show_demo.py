@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from x2l_cluster.cli.demo import Demo, Told
 from x2l_cluster.cli.show import emit, err, explained, line, record
 from x2l_cluster.cli.text import share, size, stretch
@@ -33,6 +35,7 @@ def ended(played: Demo, *, as_json: bool) -> None:
                 "right": played.right,
                 "asked": len(played.told),
                 "seconds": round(played.seconds, 1),
+                "found": asdict(played.found) if played.found else None,
                 "questions": [
                     {"kind": t.kind, "expected": t.expected, "right": t.right} | record(t.question, t.answer)
                     for t in played.told
@@ -44,10 +47,15 @@ def ended(played: Demo, *, as_json: bool) -> None:
         line("How one of them was answered:")
         explained(played.best.question, played.best.answer, as_json=False)
         line()
+        if played.found is not None:
+            line("The same question as a search through both videos, without an answer:")
+            for moment in played.found.moments:
+                line(f"    {moment.video} {stretch(moment.span)}  score {moment.score:+.2f}")
+            line()
         line(f"{played.right} of {len(played.told)} right in {played.seconds:.0f} s", style="bold")
-        line("Try your own question:")
-        line(f"  x2l index {played.path('footage')} --id footage")
-        line(f'  x2l explain footage "{played.next.question}"')
+        line("Try your own question; bring the service up again, and in another terminal ask:")
+        line(f"  x2l up --data {played.service}")
+        line(f'  x2l explain footage "{played.next.question}" --url http://127.0.0.1:8421')
     if not played.good:
         err.print(
             f"the demo failed: {played.right} of {len(played.told)} answers are right", style="red", soft_wrap=True

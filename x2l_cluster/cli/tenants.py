@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from x2l_cluster.cli import opened
-from x2l_cluster.cli.options import AsJson, Store
+from x2l_cluster.cli.options import AsJson, Data
 from x2l_cluster.cli.show import columns, emit, line, out
 from x2l_cluster.cli.text import size
 from x2l_cluster.errors import UnknownTenant
@@ -43,18 +43,18 @@ def _option(name: str, help: str) -> Any:
 
 
 @contextmanager
-def _state(store: str | None) -> Iterator[State]:
+def _state(data: Path | None) -> Iterator[State]:
+    from x2l_cluster.cli.ground import service_state
     from x2l_cluster.state.open import State
 
-    wanted = opened.settings()
-    with State.open(wanted.state or store or wanted.store) as state:
+    with service_state(data) as url, State.open(url) as state:
         yield state
 
 
 @tenants.command("list")
-def list_(store: Store = None, as_json: AsJson = False) -> None:
+def list_(data: Data = None, as_json: AsJson = False) -> None:
     """List tenants and what they hold."""
-    with _state(store) as state:
+    with _state(data) as state:
         named = {tenant.name for tenant in state.tenants.tenants()} | set(state.manifests.tenants())
         facts = [_facts(state, name) for name in sorted(named)]
     if as_json:
@@ -69,9 +69,9 @@ def list_(store: Store = None, as_json: AsJson = False) -> None:
 
 
 @tenants.command()
-def show(tenant: TenantName, store: Store = None, as_json: AsJson = False) -> None:
+def show(tenant: TenantName, data: Data = None, as_json: AsJson = False) -> None:
     """Show what a tenant holds, has used, and may."""
-    with _state(store) as state:
+    with _state(data) as state:
         if tenant not in state.manifests.tenants():
             state.tenants.tenant(tenant)  # an unknown one is told
         facts = _facts(state, tenant)
@@ -97,7 +97,7 @@ def set_(
     keep_days: Annotated[
         int | None, _option("--keep-days", "Days a video is kept after it was indexed (by the janitor).")
     ] = None,
-    store: Store = None,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how much a tenant may; what is not named stays. A new tenant is created."""
@@ -112,7 +112,7 @@ def set_(
     changes = {name: None if value == -1 else value for name, value in given.items() if value is not None}
     if not changes:
         raise typer.BadParameter("say what it may have: --videos, --kv-bytes, …; `x2l tenants show` tells what it is")
-    with _state(store) as state:
+    with _state(data) as state:
         try:
             old = state.tenants.tenant(tenant)
         except UnknownTenant:

@@ -1,32 +1,56 @@
-"""``x2l up``: the whole service in one process, for whoever is on this machine.
+"""``x2l up``: the whole service on one machine, for whoever is on it.
 
-Blocks, manifests, jobs, tenants and originals are where the store is, by default all on disk, so that whatever was
-accepted outlives the process. No server of blocks is started beside it: on one machine the disk's pages are in memory
-anyway, and fine blocks in a server's memory would be gone with it.
+It stands on :mod:`~x2l_cluster.cli.ground`; the work is done by one engine in this process. Whoever does it elsewhere,
+over the same ground, is another :class:`Backend`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from x2l_cluster.cli import opened
+from x2l_cluster.cli.ground import Ground, Standing, standing
 from x2l_cluster.cli.show import emit, err
 from x2l_cluster.cli.text import plain
-from x2l_cluster.errors import InvalidInput
+from x2l_cluster.errors import InvalidInput, X2LError
 
 if TYPE_CHECKING:
-    from x2l_cluster.service.local import LocalService
+    from x2l_cluster.service import Service
+    from x2l_cluster.settings import Settings
+    from x2l_cluster.state.tenants import TenantStore
 
+LOG: Final = logging.getLogger(__name__)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_LEASE_S: Final = 10.0
+"""How long the jobs of one that was killed wait for the next one to take them over."""
+_LOOK_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """Who does the work.
+
+    Attributes:
+        service: what is served over HTTP.
+        tenants: whose keys are asked for.
+        heal: queues what makes lost fine detail again; raises X2LError when it has to be called once more.
+    """
+
+    service: Service
+    tenants: TenantStore
+    heal: Callable[[], object]
 
 
 def serve(
@@ -36,38 +60,100 @@ def serve(
     api_keys: Literal["open", "required"] | None,
     roots: Sequence[Path],
     model: str | None,
-    store: str | None,
-    fine_store: str | None,
+    data: Path | None,
+    while_read: bool,
     as_json: bool,
 ) -> None:
-    """Serves until SIGINT or SIGTERM, then closes everything: streams and answers have some seconds to end, jobs go
-    back into line at their next chunk.
+    """Serves until SIGINT or SIGTERM (or, with ``while_read``, until standard input ends), then closes everything:
+    streams and answers have some seconds to end, jobs go back into line at their next chunk.
 
-    Raises InvalidInput for an address that cannot be listened on, before anything is loaded; otherwise as
+    Raises InvalidInput for an address that cannot be listened on and for a folder that is served already, before
+    anything is loaded; StoreUnavailable when what it stands on cannot be had; otherwise as
     :meth:`~x2l_cluster.service.local.LocalService.open`.
     """
     try:
         from x2l_cluster.api import KeyAccess, OpenAccess, create_app
         from x2l_cluster.api.serve import server_of
     except ImportError as error:
-        raise InvalidInput(f"serving needs {error.name}: pip install 'x2l_cluster[api]'") from None
+        raise InvalidInput(f"serving needs {error.name}: pip install 'x2l_cluster[up]'") from None
 
-    keys = api_keys or opened.settings().api_keys
+    wanted = opened.settings()
+    keys = api_keys or wanted.api_keys
+    folder = data or Path(wanted.data)
     with (
         _told_to_stop() as stopping,
+        standing(folder, fine_bytes=wanted.fine_bytes, host_bytes=wanted.host_bytes) as place,
         _listening(host, port) as listener,
-        _service(roots, model, store, fine_store) as service,
+        in_this_process(place.ground, wanted, model or wanted.model, roots) as backend,
+        _healing(place, backend),
     ):
-        access = KeyAccess(service.state.tenants) if keys == "required" else OpenAccess()
-        server = server_of(create_app(service, access))
+        access = KeyAccess(backend.tenants) if keys == "required" else OpenAccess()
+        server = server_of(create_app(backend.service, access))
 
         def stop() -> None:
             server.should_exit = True
 
         stopping(stop)
-        _tell(_url(host, listener), host, keys, as_json=as_json)
+        if while_read:
+            threading.Thread(target=_at_end_of_input, args=(stop,), daemon=True).start()
+        url = _url(host, listener)
+        place.tell(url)
+        _tell(url, host, keys, place.ground, as_json=as_json)
         asyncio.run(server.serve(sockets=[listener]))
         err.print("stopping; jobs that have not ended go on with the next x2l up", soft_wrap=True)
+
+
+@contextmanager
+def in_this_process(ground: Ground, wanted: Settings, model: str, roots: Sequence[Path]) -> Iterator[Backend]:
+    """One engine indexes and answers. Raises as :meth:`LocalService.open`."""
+    with opened.loading(model):
+        from x2l_cluster.engine import Stores, VideoEngine, find_calibration
+        from x2l_cluster.models import load_model
+        from x2l_cluster.service.local import LocalOptions, LocalService
+
+        lm = load_model(model, device=wanted.device, dtype=wanted.dtype)
+        engine = VideoEngine(
+            lm,
+            Stores.open(ground.store, fine=ground.fine, state=ground.state, sources=ground.sources),
+            calibration=find_calibration(model, lm),
+            cache_bytes=wanted.cache_bytes,
+            decode_deadline_s=wanted.decode_deadline_s,
+        )
+        options = LocalOptions(roots=tuple(root.absolute() for root in roots), lease_s=_LEASE_S)
+        service = LocalService.over(engine, store=ground.state, model=model, options=options)
+    with service:
+        yield Backend(service=service, tenants=service.state.tenants, heal=service.heal)
+
+
+@contextmanager
+def _healing(place: Standing, backend: Backend) -> Iterator[None]:
+    """Has fine detail made again, from a thread, whenever its memory was lost."""
+    stopping = threading.Event()
+
+    def heal() -> None:
+        while not stopping.wait(_LOOK_S):
+            if not place.fine_lost.is_set():
+                continue
+            place.fine_lost.clear()
+            try:
+                backend.heal()
+            except X2LError as error:
+                LOG.warning("lost fine detail cannot be looked for yet: %s", error)
+                place.fine_lost.set()
+
+    thread = threading.Thread(target=heal, name="x2l-healing", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def _at_end_of_input(stop: Callable[[], None]) -> None:
+    for _ in sys.stdin:
+        pass
+    stop()
 
 
 @contextmanager
@@ -104,37 +190,20 @@ def _listening(host: str, port: int) -> socket.socket:
         raise InvalidInput(f"cannot listen on {host}:{port}: {error}; give another --host or --port") from None
 
 
-def _service(roots: Sequence[Path], model: str | None, store: str | None, fine_store: str | None) -> LocalService:
-    wanted = opened.settings()
-    name, place = model or wanted.model, store or wanted.store
-    with opened.loading(name):
-        from x2l_cluster.engine import Stores, VideoEngine, find_calibration
-        from x2l_cluster.models import load_model
-        from x2l_cluster.service.local import LocalOptions, LocalService
-
-        lm = load_model(name, device=wanted.device, dtype=wanted.dtype)
-        stores = Stores.open(place, fine=fine_store or wanted.fine_store, state=wanted.state, sources=wanted.sources)
-        engine = VideoEngine(
-            lm,
-            stores,
-            calibration=find_calibration(name, lm),
-            cache_bytes=wanted.cache_bytes,
-            decode_deadline_s=wanted.decode_deadline_s,
-        )
-        options = LocalOptions(roots=tuple(root.absolute() for root in roots))
-        return LocalService.over(engine, store=wanted.state or place, model=name, options=options)
-
-
 def _url(host: str, listener: socket.socket) -> str:
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{reached}]' if ':' in reached else reached}:{listener.getsockname()[1]}"
 
 
-def _tell(url: str, host: str, keys: str, *, as_json: bool) -> None:
+def _tell(url: str, host: str, keys: str, ground: Ground, *, as_json: bool) -> None:
     if as_json:
-        emit({"url": url, "api_keys": keys})
+        emit({"url": url, "api_keys": keys, "folder": str(ground.folder), "stores": ground.urls})
         sys.stdout.flush()  # whoever started this waits for it
     err.print(f"x2l is up at {plain(url)}", style="bold", soft_wrap=True)
-    err.print(f"  x2l index FILE --url {url}\n  x2l ask VIDEO QUESTION --url {url}", soft_wrap=True)
+    err.print(
+        f"  export X2L_URL={url}\n  x2l index FILE\n  x2l ask VIDEO QUESTION\n"
+        f"Ctrl-C stops it; {plain(str(ground.folder))} keeps its videos and jobs",
+        soft_wrap=True,
+    )
     if keys == "open" and host not in _LOOPBACK:
         err.print("whoever reaches this address may do everything; --api-keys required asks for keys", style="yellow")

@@ -6,9 +6,11 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -43,17 +45,42 @@ def locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lock file: its descriptor, which a child may inherit and the lock with it, and whether the lock is ours."""
+
+    fd: int
+    mine: bool
+
+
 @contextmanager
-def locked_within(path: Path, patience_s: float) -> Iterator[bool]:
-    """As :func:`locked`, but waits only so long; whether it is ours then."""
+def held(path: Path, *, patience_s: float = 0.0) -> Iterator[Held]:
+    """As :func:`locked`, but waits only so long. Another's lock is not touched by leaving."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         until = time.monotonic() + patience_s
         while not (mine := _try_lock(fd)) and time.monotonic() < until:
             time.sleep(_AGAIN_S)
-        yield mine
+        yield Held(fd, mine)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def locked_within(path: Path, patience_s: float) -> Iterator[bool]:
+    """As :func:`locked`, but waits only so long; whether it is ours then."""
+    with held(path, patience_s=patience_s) as lock:
+        yield lock.mine
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that only this user can look into, made if missing. Raises StoreUnavailable for another's."""
+    with errors_as_store(path):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise StoreUnavailable(f"{path} is there already and not this user's alone; remove it, or give another place")
+    return path
 
 
 def _try_lock(fd: int) -> bool:
@@ -116,9 +143,14 @@ class Scratch:
                 if folder.is_dir() and _abandoned(folder):
                     shutil.rmtree(folder, ignore_errors=True)
             self.folder = parent / uuid4().hex
-            self.folder.mkdir()
+            self.folder.mkdir(mode=0o700)
             self._fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    @property
+    def lock(self) -> int:
+        """The descriptor of the lock. A child that inherits it keeps the folder from being swept, too."""
+        return self._fd
 
     def path(self) -> Path:
         """A name nobody else uses."""

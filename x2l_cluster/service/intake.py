@@ -44,8 +44,8 @@ class Intake:
         """Raises UnknownJob, JobConflict, QuotaExceeded."""
         return self._queue.retry(tenant, job, most_active=self._most_jobs)
 
-    def repair(self, manifest: Manifest) -> None:
-        """Queues what makes again an index that has lost its coarse KVs. Once an epoch, however many ask.
+    def repair(self, manifest: Manifest, *, priority: int = 0) -> None:
+        """Queues what makes again what an index has lost. Once an epoch, however many ask.
 
         One that was deleted or replaced meanwhile stays gone.
         """
@@ -55,7 +55,7 @@ class Intake:
         work = IndexWork(source=manifest.source, video=manifest.video, recipe=recipe, repair=True)
         key = f"repair/{manifest.video}/{manifest.recipe.digest}/{manifest.epoch}"
         with suppress(X2LError):  # who asked is told of the loss anyway
-            self._queue.submit(manifest.tenant, work.to_dict(), key=key, video=manifest.video)
+            self._queue.submit(manifest.tenant, work.to_dict(), key=key, priority=priority, video=manifest.video)
 
     def _submit(self, tenant: str, request: IndexRequest) -> Job:
         self._engine.lm.recipe(**recipe_fields(request.recipe))

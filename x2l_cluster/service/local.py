@@ -35,6 +35,7 @@ from x2l_cluster.service.asking import Asking
 from x2l_cluster.service.catalogue import Catalogue
 from x2l_cluster.service.estimate import Estimator
 from x2l_cluster.service.fetch import Fetcher
+from x2l_cluster.service.heal import heal
 from x2l_cluster.service.intake import Intake
 from x2l_cluster.service.loop_parts import LoopParts
 from x2l_cluster.service.parts import PartAnswerer
@@ -286,6 +287,10 @@ class LocalService:
         if self._threads and not indexing:
             amiss.append("no indexer is alive; restart the service")
         return Readiness(model_loaded=True, answering=answering, indexing=indexing, degraded=tuple(amiss))
+
+    def heal(self) -> int:
+        """Queues what makes again fine detail that was in a memory which is gone; see :func:`heal`."""
+        return heal(self.engine.lm, self.engine.stores, self.state, self._intake)
 
     def close(self) -> None:
         """Lets answers end for a while; jobs go back into line at their next chunk. May be called twice."""
