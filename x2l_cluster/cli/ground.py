@@ -127,7 +127,7 @@ def state_of(folder: Path) -> Iterator[str]:
     folder = _checked(folder)
     with ExitStack() as up:
         with errors_as_store(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = up.enter_context(held(folder / "lock"))
         if lock.mine:
             _note(lock.fd, {})
@@ -161,7 +161,7 @@ def _checked(folder: Path) -> Path:
 def _taken(folder: Path) -> Iterator[Held]:
     """Raises InvalidInput when it is another's, saying whose."""
     with errors_as_store(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with held(folder / "lock", patience_s=_PATIENCE_S) as lock:
         if not lock.mine:
             told = _read(folder / "lock")
