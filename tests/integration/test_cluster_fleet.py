@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.engines import SMALL, mosaic
@@ -23,6 +25,7 @@ from x2l_cluster.service.local import LocalOptions, LocalService
 
 ME = "me"
 WITHIN_S = 60.0
+RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
 CHOSEN = {"device": "cpu", "lease_s": 10.0}
 
 
@@ -67,11 +70,11 @@ def fleet(service, store):
 
 
 @contextmanager
-def looked_after(service, fleet, *, least=0, most=4, idle_s=0.0):
+def looked_after(service, fleet, *, least=0, most=4, idle_s=0.0, silent_s=60.0):
     """A supervisor that at the end is gone as if it had been killed: nobody is told."""
     from x2l_cluster.cluster import Supervisor
 
-    supervisor = Supervisor(fleet, service.state.jobs, least=least, most=most, idle_s=idle_s)
+    supervisor = Supervisor(fleet, service.state.jobs, least=least, most=most, idle_s=idle_s, silent_s=silent_s)
     supervisor.start()
     try:
         yield supervisor
@@ -176,6 +179,26 @@ def test_a_worker_that_is_gone_for_good_is_replaced_and_its_job_goes_on(service,
         assert (done.state, done.attempts) == (JobState.READY, 2)
         present(supervisor, 1)
         assert set(pids(fleet).values()).isdisjoint(before.values())
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_job_goes_on(service, fleet, tmp_path):
+    film = mosaic(tmp_path / "long.mp4", 60, seed=9)
+
+    async def work():
+        job = await submitted(service, film, video="hangs")
+        while (await service.job(ME, job.id)).chunks_done < 2:
+            await asyncio.sleep(0.05)
+        (pid,) = (await asyncio.to_thread(pids, fleet)).values()
+        os.kill(pid, signal.SIGSTOP)
+        return pid, await service.job(ME, job.id, wait_s=WITHIN_S)
+
+    with looked_after(service, fleet, least=1, most=1, silent_s=5.0) as supervisor:
+        present(supervisor, 1)
+        hung, done = run(work())
+        assert (done.state, done.attempts) == (JobState.READY, 2)
+        present(supervisor, 1)
+        assert hung not in pids(fleet).values()
+        until(lambda: not psutil.pid_exists(hung))
 
 
 def test_workers_that_work_are_sent_home_at_their_next_chunk_and_others_take_their_place(
@@ -294,3 +317,31 @@ def test_settings_that_are_none_are_named(cluster):
         app({"prefil_max": 3})
     with pytest.raises(InvalidInput, match="prefill_max"):
         app({"prefill_max": 0})
+
+
+def test_a_worker_on_a_node_that_is_drained_ends_its_chunk_and_another_node_goes_on(cluster, service, fleet, tmp_path):
+    """The last test: there is a node less afterwards."""
+    import ray
+
+    film = mosaic(tmp_path / "long.mp4", 200, seed=10)
+
+    async def work():
+        job = await submitted(service, film, video="drained")
+        while (await service.job(ME, job.id)).chunks_done < 2:
+            await asyncio.sleep(0.05)
+        (name,) = (await asyncio.to_thread(fleet.names))[0]
+        before = await asyncio.to_thread(ray.get, fleet.worker(name).look.remote())
+        options = ["--address", cluster.address, "--node-id", before.node, "--deadline-remaining-seconds", "300"]
+        options += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the pod goes"]
+        drain = await asyncio.create_subprocess_exec(*RAY, "drain-node", *options)
+        assert await drain.wait() == 0
+        return before, await service.job(ME, job.id, wait_s=WITHIN_S)
+
+    with looked_after(service, fleet, least=1, most=1) as supervisor:
+        present(supervisor, 1)
+        before, done = run(work())
+        present(supervisor, 1)
+        (name,) = fleet.names()[0]
+        assert ray.get(fleet.worker(name).look.remote()).node != before.node
+        supervisor.disband()
+    assert (done.state, done.attempts) == (JobState.READY, 1)  # put back into line, which is no failed attempt

@@ -129,6 +129,10 @@ class Fleet:
         ours = [name for name in family if name.startswith(self._prefix)]
         return ours, [name for name in family if name not in ours]
 
+    def draining(self) -> set[str]:
+        """Nodes that take no new work and will be gone in a while."""
+        return set(ray._private.state.state.get_draining_nodes())  # Ray has no public way to ask
+
     def worker(self, name: str) -> Any:
         """The handle of an actor. Raises ValueError when it is gone."""
         return ray.get_actor(name, namespace=NAMESPACE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,8 +27,6 @@ TICK_S: Final = 1.0
 _ANSWER_S: Final = 0.5
 """How long a look at the workers waits for their answers; those that come later are taken at the next one."""
 _LAST_ANSWER_S: Final = 5.0
-_SILENT_S: Final = 30.0
-"""A worker that has not answered for so long is being started, waits for room, or hangs."""
 _BACKOFF_CAP_S: Final = 60.0
 _STUCK_S: Final = 120.0
 """A look takes a second or so, with stores and Ray out of reach some more."""
@@ -71,6 +69,7 @@ class Supervisor:
     Args:
         least, most: workers at any time.
         idle_s: how long there must have been too many before some are sent home: a model takes time to load.
+        silent_s: a worker that does not answer for so long hangs, or if it never has, is still being started.
     """
 
     def __init__(
@@ -81,11 +80,12 @@ class Supervisor:
         least: int,
         most: int,
         idle_s: float = 60.0,
+        silent_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet, self._queue = fleet, queue
         self._least, self._most, self._idle_s = least, max(least, most), idle_s
-        self._clock = clock
+        self._silent_s, self._clock = silent_s, clock
         self._known: dict[str, _Known] = {}
         self._many_s: float | None = None
         """Since when there have been more than wanted."""
@@ -129,6 +129,8 @@ class Supervisor:
         ours, others = self._fleet.names()
         self._ask([*ours, *others], _ANSWER_S)
         self._send_home(name for name in others if not self._known[name].leaves)
+        draining = self._fleet.draining()
+        self._send_home(name for name in ours if not self._known[name].leaves and self._is_lost(name, draining))
         staying = [name for name in ours if not self._known[name].leaves]
         if len(staying) < wanted and self._clock() >= self._start_s:
             started = self._fleet.start(wanted - len(staying))
@@ -197,8 +199,13 @@ class Supervisor:
         known = self._known[name]
         return 0 if self._silent(known) else 1 if known.told and not known.told.busy else 2
 
+    def _is_lost(self, name: str, draining: Collection[str]) -> bool:
+        """Whether it hangs, or its node is going: what it does there it would do in vain."""
+        known = self._known[name]
+        return known.told is not None and (known.told.node in draining or self._silent(known))
+
     def _silent(self, known: _Known) -> bool:
-        return known.question is not None and self._clock() - known.asked_s > _SILENT_S
+        return known.question is not None and self._clock() - known.asked_s > self._silent_s
 
     def _send_home(self, names: Iterable[str]) -> None:
         for name in names:
