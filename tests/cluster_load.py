@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import psutil
 
@@ -154,7 +155,9 @@ def whole(folder: Path, *, prefill: int = 2, answer: int = 2, lease_s: float = 8
         for server in (state, kv):
             server.start()
             stack.callback(server.kill)
-        store = f"tiers:{kv.url}|disk:{folder / 'shared'}"
+        arena = Path(f"/dev/shm/x2l-test-{os.getpid()}-{uuid4().hex[:8]}")
+        stack.callback(lambda: [file.unlink() for file in arena.parent.glob(f"{arena.name}*")])
+        store = f"tiers:host:{arena}?budget={64 << 20}|{kv.url}|disk:{folder / 'shared'}"
         chosen = {"store": store, "state": state.url, "device": "cpu", "cache_bytes": 256 << 20, "lease_s": lease_s}
         chosen |= {"prefill_min": prefill, "prefill_max": prefill}
         cluster = stack.enter_context(ray_cluster(workers=3, cpus=8, prefill=2, answer=1, gateway=1))
@@ -195,6 +198,7 @@ class Told:
     """Chunks as they were when they were first seen sealed."""
     asking: int = 0
     asked_at_once: int = 0
+    over: bool = False
 
     @property
     def ended(self) -> int:
@@ -238,6 +242,7 @@ async def load(whole: Whole, films: Sequence[Film], questions: int, told: Told, 
     watching = asyncio.create_task(_watch(whole.service, films, told))
     try:
         await asyncio.gather(jobs(), *map(question, range(questions)))
+        told.over = True
         for film in films:
             told.events[film.name] = await patiently(told, lambda film=film: _events(whole.service, film, told))
     finally:
@@ -301,40 +306,63 @@ def note_rows(service: LocalService, film: Film, told: Told) -> None:
 # --- what is done to it in the meantime ----------------------------------------------------------------------------
 
 
-async def kill_one_after_the_other(whole: Whole, told: Told, chunks: int) -> list[str]:
-    """kill -9 of each kind of process, each when some more of all chunks have been sealed; returns what was killed."""
+async def kill_one_after_the_other(whole: Whole, told: Told, chunks: int, order: Sequence[str]) -> list[str]:
+    """kill -9 of these :data:`KILLS`, each when some more of all chunks are sealed. Returns what was hit, and when."""
     done = []
+    for number, kind in enumerate(order):
+        enough = number * chunks / len(order)
+        await until(lambda enough=enough: told.over or len(told.rows) > enough)
+        late = " (too late)" if told.over else ""
+        done.append(f"{await KILLS[kind](whole, told)}, {len(told.rows)} chunks sealed, {told.asking} asked{late}")
+    return done
 
-    async def when(share: float) -> None:
-        await until(lambda: len(told.rows) >= share * chunks)
 
-    await when(0.05)
-    pid = next(pid for pid, busy in (await asyncio.to_thread(whole.prefill_pids)).items() if busy)
-    os.kill(pid, signal.SIGKILL)
-    done.append(f"a prefill worker, {len(told.rows)} chunks sealed")
+async def _kill_prefill(whole: Whole, told: Told) -> str:
+    pids = await asyncio.to_thread(whole.prefill_pids)
+    os.kill(max(pids, key=lambda pid: pids[pid]), signal.SIGKILL)  # one that is busy, if any is
+    return "a prefill worker"
 
-    await when(0.2)
+
+async def _kill_answer(whole: Whole, told: Told) -> str:
+    await until(lambda: told.over or told.asking > 0)
     os.kill(min(await asyncio.to_thread(whole.answer_pids)), signal.SIGKILL)
-    done.append(f"an answer worker, {told.asking} questions being answered")
+    return "an answer worker"
 
-    await when(0.4)
+
+async def _kill_node(whole: Whole, told: Told) -> str:
     await asyncio.to_thread(whole.kill_node)
-    done.append(f"a node, {len(told.rows)} chunks sealed")
+    return "a node"
 
-    await when(0.6)
+
+async def _kill_kv(whole: Whole, told: Told) -> str:
+    """It stays away until that was noticed."""
     held, ended = whole.kv.held_bytes(), told.ended
     whole.kv.kill()
-    await until(lambda: told.ended > ended)
-    whole.kv.start()
-    done.append(f"the kv server with {held} bytes")
 
-    await when(0.75)
+    def noticed() -> bool:
+        waiting = (job for tenant in TENANTS for job in whole.service.state.jobs.jobs(tenant))
+        return told.ended > ended or any(job.problem is not None for job in waiting)
+
+    await until(lambda: told.over or noticed())
+    whole.kv.start()
+    return f"the kv server with {held} bytes"
+
+
+async def _kill_state(whole: Whole, told: Told) -> str:
     refused = told.refused.total()
     whole.state.kill()
-    await until(lambda: told.refused.total() > refused)
+    await until(lambda: told.over or told.refused.total() > refused)
     whole.state.start()
-    done.append(f"the state server, {len(told.rows)} chunks sealed")
-    return done
+    return "the state server"
+
+
+KILLS: Mapping[str, Callable[[Whole, Told], Awaitable[str]]] = {
+    "prefill": _kill_prefill,
+    "answer": _kill_answer,
+    "node": _kill_node,
+    "kv": _kill_kv,
+    "state": _kill_state,
+}
 
 
 async def until(what: Callable[[], Any], within_s: float = PATIENCE_S) -> None:

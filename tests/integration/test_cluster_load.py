@@ -6,10 +6,12 @@ The small versions take a few videos; ``make soak`` takes thirty, and two hundre
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
 from tests.cluster_load import (
+    KILLS,
     Memory,
     Told,
     answers_of_one_engine,
@@ -21,11 +23,12 @@ from tests.cluster_load import (
     whole,
 )
 
-SMALL = pytest.param((4, 4, 16), id="small")
-LARGE = pytest.param((30, 6, 200), id="large", marks=[pytest.mark.soak, pytest.mark.timeout(3000)])
+SOAK = [pytest.mark.soak, pytest.mark.timeout(3000)]
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize(
+    "size", [pytest.param((4, 4, 16), id="small"), pytest.param((30, 6, 200), id="large", marks=SOAK)]
+)
 def test_many_videos_at_once_and_many_questions_over_them(tmp_path, size, record_testsuite_property):
     count, chunks, questions = size
     made, told, again = films(tmp_path, count, chunks), Told(), Told()
@@ -48,14 +51,27 @@ def test_many_videos_at_once_and_many_questions_over_them(tmp_path, size, record
     assert max(grown.values()) < 1.25
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_whoever_is_killed_in_the_middle_of_that_loses_no_job_and_no_chunk(tmp_path, size, record_testsuite_property):
+def _shuffled(seed: int) -> list[str]:
+    return random.Random(seed).sample(list(KILLS), len(KILLS))
+
+
+@pytest.mark.parametrize(
+    ("size", "order"),
+    [
+        pytest.param((4, 4, 16), list(KILLS), id="small"),
+        pytest.param((30, 6, 200), list(KILLS), id="large", marks=SOAK),
+        *(pytest.param((12, 5, 60), _shuffled(seed), id=f"order {seed}", marks=SOAK) for seed in range(4)),
+    ],
+)
+def test_whoever_is_killed_in_the_middle_of_that_loses_no_job_and_no_chunk(
+    tmp_path, size, order, record_testsuite_property
+):
     count, chunks, questions = size
     made, told, after = films(tmp_path, count + 1, chunks), Told(), Told()
     *made, new = made
 
     async def chaos(service):
-        killing = asyncio.create_task(kill_one_after_the_other(service, told, count * chunks))
+        killing = asyncio.create_task(kill_one_after_the_other(service, told, count * chunks, order))
         await load(service, made, questions, told, wait=False)
         return await killing
 
@@ -78,3 +94,5 @@ def test_whoever_is_killed_in_the_middle_of_that_loses_no_job_and_no_chunk(tmp_p
         for key, several in answers.items():
             assert {answer.text for answer in several if not answer.degraded} <= {said[key]}
     assert not after.degraded and not after.failed
+    if count > 4:
+        assert not [what for what in killed if "too late" in what]
