@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     sweep_every_s: float = Field(
         3600.0, ge=0, description="seconds between two looks of the janitor for blobs that nothing names"
     )
+    tidy_every_s: float = Field(60.0, gt=0, description="seconds between two passes of the janitor within `x2l up`")
     push_url: str | None = Field(
         None, description="a Prometheus Pushgateway that the janitor tells its metrics; by default it only logs"
     )

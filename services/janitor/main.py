@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Final
 
 from prometheus_client import REGISTRY, push_to_gateway
@@ -17,9 +16,7 @@ from pydantic import ValidationError
 
 from x2l_cluster.errors import InvalidInput, X2LError
 from x2l_cluster.settings import Settings
-from x2l_cluster.state.open import State, open_ledger
-from x2l_cluster.stores import Stores
-from x2l_cluster.stores.janitor import Janitor, Report, Rules, describe
+from x2l_cluster.stores.janitor import Report, Rules, describe, janitor_of
 
 LOG: Final = logging.getLogger("x2l.janitor")
 DONE, FAULT, USAGE, LATER = 0, 1, 2, 5
@@ -53,18 +50,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _pass(settings: Settings, rules: Rules, *, as_json: bool) -> int:
-    """Stores are opened anew for each pass: between two of them nothing is held, and what was away may be back."""
     try:
-        with ExitStack() as opened:
-            stores = Stores.open(
-                settings.store, fine=settings.fine_store, state=settings.state, sources=settings.sources
-            )
-            opened.callback(stores.close)
-            place = settings.state or settings.store
-            state = opened.enter_context(State.open(place, manifests=stores.state))
-            ledger = open_ledger(place, "janitor")
-            opened.callback(ledger.close)
-            report = Janitor(stores, state, ledger, rules=rules).once()
+        with janitor_of(
+            settings.store, fine=settings.fine_store, state=settings.state, sources=settings.sources, rules=rules
+        ) as janitor:
+            report = janitor.once()
     except X2LError as error:
         LOG.error("no pass could be made: %s (%s)", error, error.code)
         return USAGE if isinstance(error, InvalidInput) else LATER if error.retryable else FAULT

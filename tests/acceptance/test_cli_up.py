@@ -40,6 +40,20 @@ def up(x2l: X2L) -> Iterator[Up]:
         process.communicate()
 
 
+def test_what_was_kept_long_enough_goes_by_itself_and_files_below_a_root_are_read(
+    x2l: X2L, up: Up, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("KEEP_S", "1"), ("TIDY_EVERY_S", "0.2"), ("ROOTS", f'["{clip.parent}"]')):
+        monkeypatch.setitem(x2l.env, f"X2L_{name}", value)
+    service = up()
+    with Client(service.url) as client:
+        job = client.wait(client.index(path=str(clip), video="clip").id)
+        assert job.state is JobState.READY, job
+        while client.videos():
+            pass
+    assert "Traceback" not in service.ended(signal.SIGTERM)
+
+
 def test_a_service_is_brought_up_used_and_stopped(x2l: X2L, up: Up, clip: Path) -> None:
     service = up()
     out, err = x2l("index", str(clip), "--id", "clip", "--url", service.url)

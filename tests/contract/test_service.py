@@ -203,6 +203,27 @@ def test_unknown_jobs_are_unknown_and_those_of_others_too(service):
     run(body())
 
 
+def test_a_video_is_indexed_anew_and_answers_all_the_while(service, films):
+    async def body() -> None:
+        before = await indexed(service, "anew", films[0], video="v")
+        old = await service.video("anew", "v")
+        job = await service.submit("anew", IndexRequest(reindex="v", recipe=SMALL | {"chunk_frames": 6}))
+        assert job.id != before.id and job.video == "v"
+        (end,) = ends(
+            await all_of(service.answers("anew", Ask(question=QUESTION, videos=("v",), max_tokens=4)))
+        ).values()
+        assert isinstance(end, AnswerCompleted), end
+        done = await service.job("anew", job.id, wait_s=END_S)
+        assert done.state is JobState.READY, done
+        (video,) = await service.videos("anew")
+        assert video.recipe != old.recipe and video.chunks < old.chunks and video.status is IndexStatus.READY
+        for tenant, name in (("anew", "none"), (ME, "v")):
+            with pytest.raises(UnknownVideo):
+                await service.submit(tenant, IndexRequest(reindex=name))
+
+    run(body())
+
+
 # --- videos ---------------------------------------------------------------------------------------------------------
 
 

@@ -69,7 +69,12 @@ def test_values_come_back_equal(server: Server, x2l: X2L) -> None:
     assert server.service.all_jobs["local"][job.id] == job
     server.advance(job.id, state=JobState.READY, chunks=3, chunks_done=3)
     assert x2l.wait(job.id) == server.service.all_jobs["local"][job.id]
-    assert x2l.jobs() == [x2l.job(job.id)]
+    again = x2l.reindex("clip", recipe={"chunk_frames": 8})
+    assert (again.video, again.state) == ("clip", JobState.QUEUED)
+    server.advance(again.id, state=JobState.CANCELLED)
+    with pytest.raises(UnknownVideo):
+        x2l.reindex("nobody")
+    assert x2l.jobs() == [x2l.job(again.id), x2l.job(job.id)]
     assert list(x2l.job_events(job.id)) == server.service.events[job.id]
     assert x2l.video("a") == server.service.all_videos["local"]["a"]
     assert x2l.videos() == server.do(server.service.videos("local"))

@@ -86,6 +86,7 @@ def serve(
         _listening(host, port) as listener,
         in_this_process(place.ground, wanted, model or wanted.model, roots) as backend,
         _healing(place, backend),
+        _tidying(place.ground, wanted),
     ):
         access = KeyAccess(backend.tenants) if keys == "required" else OpenAccess()
         server = server_of(create_app(backend.service, access))
@@ -119,7 +120,13 @@ def in_this_process(ground: Ground, wanted: Settings, model: str, roots: Sequenc
             cache_bytes=wanted.cache_bytes,
             decode_deadline_s=wanted.decode_deadline_s,
         )
-        options = LocalOptions(roots=tuple(root.absolute() for root in roots), lease_s=_LEASE_S)
+        options = LocalOptions(
+            roots=tuple(root.absolute() for root in roots or wanted.roots),
+            lease_s=_LEASE_S,
+            max_source_bytes=wanted.max_source_bytes,
+            fetch_within_s=wanted.fetch_within_s,
+            fetch_allow=wanted.fetch_allow,
+        )
         service = LocalService.over(engine, store=ground.state, model=model, options=options)
     with service:
         yield Backend(service=service, tenants=service.state.tenants, heal=service.heal)
@@ -142,6 +149,33 @@ def _healing(place: Standing, backend: Backend) -> Iterator[None]:
                 place.fine_lost.set()
 
     thread = threading.Thread(target=heal, name="x2l-healing", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+@contextmanager
+def _tidying(ground: Ground, wanted: Settings) -> Iterator[None]:
+    """Has the janitor make its passes, from a thread."""
+    from x2l_cluster.stores.janitor import Rules, janitor_of
+
+    rules = Rules(keep_s=wanted.keep_s, fine_s=wanted.fine_s, sweep_every_s=wanted.sweep_every_s)
+    stopping = threading.Event()
+
+    def tidy() -> None:
+        while not stopping.wait(wanted.tidy_every_s):
+            try:
+                with janitor_of(
+                    ground.store, fine=ground.fine, state=ground.state, sources=ground.sources, rules=rules
+                ) as janitor:
+                    janitor.once()
+            except X2LError as error:
+                LOG.warning("nothing can be tidied just now: %s", error)
+
+    thread = threading.Thread(target=tidy, name="x2l-janitor", daemon=True)
     thread.start()
     try:
         yield

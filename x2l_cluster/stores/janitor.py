@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Final
@@ -19,7 +19,7 @@ from x2l_cluster.kv.bounded import evictor_of
 from x2l_cluster.metrics import JANITOR_FREED_BYTES, JANITOR_PASSED_AT_S, JANITOR_REMOVED
 from x2l_cluster.state.base import VideoRecord
 from x2l_cluster.state.ledger import Ledger, Marks
-from x2l_cluster.state.open import State
+from x2l_cluster.state.open import State, open_ledger
 from x2l_cluster.state.records import Records
 from x2l_cluster.stores.stores import Stores
 from x2l_cluster.stores.upkeep import orphaned, orphans
@@ -209,6 +209,21 @@ class Janitor:
             with _telling(report, f"room in {place.tier}"):
                 evictor = evictor_of(place, orphaned=orphaned(self._state.manifests))
                 report.evicted_bytes += (evictor.run() or 0) if evictor else 0
+
+
+@contextmanager
+def janitor_of(
+    store: str, *, fine: str | None = None, state: str | None = None, sources: str | None = None, rules: Rules
+) -> Iterator[Janitor]:
+    """One over stores that are opened for it; arguments as of :meth:`Stores.open`. Between passes nothing need be held:
+    what was away may be back. Raises InvalidInput and StoreUnavailable."""
+    with ExitStack() as opened:
+        stores = Stores.open(store, fine=fine, state=state, sources=sources)
+        opened.callback(stores.close)
+        kept = opened.enter_context(State.open(state or store, manifests=stores.state))
+        ledger = open_ledger(state or store, "janitor")
+        opened.callback(ledger.close)
+        yield Janitor(stores, kept, ledger, rules=rules)
 
 
 @contextmanager
