@@ -247,6 +247,28 @@ def test_no_length_is_believed(lengths: bytes) -> None:
     assert peak < 4 << 20
 
 
+def test_of_a_large_file_never_more_than_a_few_blobs_are_in_memory() -> None:
+    manifest, _ = made(chunks=16)
+    large = raw_block(groups=4, rows=24, cols=24, **SHAPE)
+    file = BytesIO()
+    writer = ArchiveWriter(file, manifest)
+    for index, row in enumerate(manifest.chunks):
+        key = manifest.key(row.blocks["h"], index)
+        blobs = [bytes(encode_stripe(stripe, key)) for stripe in split(large)]
+        assert len(blobs) > 1
+        writer.row(replace(row, blocks={"h": ref_of_all([ref_of(blob) for blob in blobs])}), blobs)
+    writer.end()
+    assert file.tell() > 16 << 20
+    file.seek(0)
+    tracemalloc.start()
+    try:
+        found = read_index(file, LM)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found.chunks) == 16 and peak < 8 << 20
+
+
 def test_another_model_another_layout_another_shape_are_refused() -> None:
     with pytest.raises(ModelMismatch, match="tiny0"):
         read_index(BytesIO(WHOLE), qwen3_vl(1))
