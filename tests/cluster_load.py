@@ -31,7 +31,7 @@ from x2l_cluster.service.local import LocalOptions, LocalService
 from x2l_cluster.types import ChunkRow, IndexStatus
 
 T = TypeVar("T")
-TENANTS = ("ann", "bob", "cy")
+_TENANTS = 3
 PATIENCE_S = 600.0
 _PAUSE_S = 0.2
 
@@ -43,17 +43,18 @@ class Film:
     name: str
     tenant: str
     path: Path
+    chunks: int
     questions: tuple[str, ...]
 
 
-def films(folder: Path, count: int, chunks: int) -> list[Film]:
-    """Needle videos of so many chunks of the reference model, shared out among tenants."""
+def films(folder: Path, count: int, chunks: int, *, of: str = "film") -> list[Film]:
+    """Needle videos of so many chunks of the reference model, shared out among tenants; ``of`` begins all names."""
     made = []
     for number in range(count):
         script = make_script(1000 + number, duration_s=16.0 * chunks, split="eval")
-        path = write_mp4(script, folder / f"film{number}.mp4", size=128, fps=2)
+        path = write_mp4(script, folder / f"{of}{number}.mp4", size=128, fps=2)
         questions = tuple(question.text for question in make_questions(script, per_kind=2))
-        made.append(Film(f"film{number}", TENANTS[number % len(TENANTS)], path, questions))
+        made.append(Film(f"{of}{number}", f"{of}s-of-{number % _TENANTS}", path, chunks, questions))
     return made
 
 
@@ -199,10 +200,15 @@ class Told:
     asking: int = 0
     asked_at_once: int = 0
     over: bool = False
+    submitted: list[tuple[str, Job]] = field(default_factory=list)
 
     @property
     def ended(self) -> int:
         return sum(map(len, self.answers.values()))
+
+    @property
+    def attempts(self) -> int:
+        return sum(job.attempts for job in self.jobs.values())
 
     @property
     def degraded(self) -> int:
@@ -218,6 +224,7 @@ async def load(whole: Whole, films: Sequence[Film], questions: int, told: Told, 
     async def job(film: Film) -> None:
         submitted = await patiently(told, lambda: _submitted(whole.service, film))
         told.jobs[film.name] = submitted
+        told.submitted.append((film.tenant, submitted))
         ended = await patiently(told, lambda: _ended(whole.service, film, submitted))
         told.jobs[film.name] = ended
         ready[film.name].set()
@@ -340,8 +347,8 @@ async def _kill_kv(whole: Whole, told: Told) -> str:
     whole.kv.kill()
 
     def noticed() -> bool:
-        waiting = (job for tenant in TENANTS for job in whole.service.state.jobs.jobs(tenant))
-        return told.ended > ended or any(job.problem is not None for job in waiting)
+        jobs = (whole.service.state.jobs.job(tenant, job.id) for tenant, job in told.submitted)
+        return told.ended > ended or any(job.problem is not None for job in jobs)
 
     await until(lambda: told.over or noticed())
     whole.kv.start()
@@ -375,20 +382,20 @@ async def until(what: Callable[[], Any], within_s: float = PATIENCE_S) -> None:
 # --- what must be so afterwards -------------------------------------------------------------------------------------
 
 
-def check_jobs(whole: Whole, films: Sequence[Film], chunks: int, *loads: Told) -> None:
+def check_jobs(whole: Whole, films: Sequence[Film], *loads: Told) -> None:
     """None lost, none twice, all of each told once; what was seen sealed was not made again."""
     jobs, all_events, rows = (ChainMap(*(vars(told)[what] for told in loads)) for what in ("jobs", "events", "rows"))
     by_tenant = defaultdict(list)
     for film in films:
         by_tenant[film.tenant].append(film.name)
         job, events = jobs[film.name], all_events[film.name]
-        assert (job.state, job.chunks_done, job.chunks) == (JobState.READY, chunks, chunks), job
+        assert (job.state, job.chunks_done, job.chunks) == (JobState.READY, film.chunks, film.chunks), job
         assert [event.number for event in events] == list(range(1, len(events) + 1))
         assert [event.name for event in events].count("job.ready") == 1
         done = [event.job.chunks_done for event in events]
         assert done == sorted(done)
         manifest = whole.service.engine.manifest(film.name, tenant=film.tenant)
-        assert (manifest.status, len(manifest.chunks)) == (IndexStatus.READY, chunks)
+        assert (manifest.status, len(manifest.chunks)) == (IndexStatus.READY, film.chunks)
         for row in manifest.chunks:
             seen = rows.get((film.name, row.index), row)
             assert (seen.span, _epochs(seen)) == (row.span, _epochs(row)), f"{film.name}: chunk {row.index} made again"
