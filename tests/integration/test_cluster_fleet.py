@@ -24,7 +24,7 @@ from x2l_cluster.service import IndexRequest
 from x2l_cluster.service.local import LocalOptions, LocalService
 
 ME = "me"
-WITHIN_S = 60.0
+WITHIN_S = 100.0
 RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
 CHOSEN = {"device": "cpu", "lease_s": 10.0}
 

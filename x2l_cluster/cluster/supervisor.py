@@ -124,14 +124,17 @@ class Supervisor:
 
     def look(self) -> None:
         """Looks once, and does what there is to do. Raises what the queue and Ray raise."""
+        ours, others = self._fleet.names()
+        self._ask([*ours, *others], _ANSWER_S)  # first of all: whom nobody asks leaves
+        draining = self._fleet.draining()
+        for name, known in self._known.items():
+            if known.sent and self._silent(known):
+                self._fleet.give_up(name)
+            elif not known.leaves and (name in others or self._is_lost(known, draining)):
+                self._send_home([name])
+        staying = [name for name in ours if not self._known[name].leaves]
         counts = self._queue.counts()
         wanted = min(max(self._least, counts[JobState.QUEUED] + counts[JobState.RUNNING]), self._most)
-        ours, others = self._fleet.names()
-        self._ask([*ours, *others], _ANSWER_S)
-        self._send_home(name for name in others if not self._known[name].leaves)
-        draining = self._fleet.draining()
-        self._send_home(name for name in ours if not self._known[name].leaves and self._is_lost(name, draining))
-        staying = [name for name in ours if not self._known[name].leaves]
         if len(staying) < wanted and self._clock() >= self._start_s:
             started = self._fleet.start(wanted - len(staying))
             LOG.info("%d prefill workers are wanted: %d more are started", wanted, len(started))
@@ -199,9 +202,8 @@ class Supervisor:
         known = self._known[name]
         return 0 if self._silent(known) else 1 if known.told and not known.told.busy else 2
 
-    def _is_lost(self, name: str, draining: Collection[str]) -> bool:
+    def _is_lost(self, known: _Known, draining: Collection[str]) -> bool:
         """Whether it hangs, or its node is going: what it does there it would do in vain."""
-        known = self._known[name]
         return known.told is not None and (known.told.node in draining or self._silent(known))
 
     def _silent(self, known: _Known) -> bool:
