@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -98,6 +99,13 @@ def qwen3_vl_model(seed: int = 0, dtype: torch.dtype = torch.float32, **text: An
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.6 / parameter.shape[-1] ** 0.5)
     return model.to(dtype).eval()
+
+
+def checkpoint(folder: Path, seed: int = 0) -> str:
+    """Such a model as a checkpoint on disk, for processes that load one; it writes on and on."""
+    qwen3_vl_model(seed).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 def qwen3_vl(seed: int = 0, dtype: torch.dtype = torch.float32, **text: Any) -> Qwen3VL:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.engines import SMALL, mosaic
+from tests.engines import SMALL, calibration, mosaic
 from tests.services import END_S, all_of, ends, indexed, local_service, pieces, run
-from tests.tiny import qwen3_vl
+from tests.tiny import checkpoint, qwen3_vl
 from x2l_cluster.errors import (
     EmptyVideo,
     IdempotencyConflict,
@@ -34,6 +34,7 @@ from x2l_cluster.messages import (
     AnswerPlan,
     JobState,
 )
+from x2l_cluster.models import load_model
 from x2l_cluster.service import Ask, EstimateRequest, IndexRequest, SearchRequest, Service
 from x2l_cluster.types import Detail, IndexStatus, SourceRef
 
@@ -47,10 +48,11 @@ def films(tmp_path_factory) -> list[Path]:
     return [mosaic(folder / f"film{n}.mp4", 12 + 4 * n, seed=n) for n in range(2)]
 
 
-@pytest.fixture(scope="module", params=["local"])
-def service(request, films) -> Service:
+@pytest.fixture(scope="module", params=["local", "ray"])
+def service(request, films, tmp_path_factory) -> Service:
     """With ``v0`` and ``v1`` of ``me`` ready, and the folder of the films allowed."""
-    with local_service(lm=qwen3_vl(0), roots=(films[0].parent,)) as made:
+    of_kind = {"local": in_this_process, "ray": on_a_cluster}[request.param]
+    with of_kind(films[0].parent, tmp_path_factory.mktemp(request.param)) as made:
 
         async def fill() -> None:
             for number, film in enumerate(films):
@@ -59,6 +61,19 @@ def service(request, films) -> Service:
 
         run(fill())
         yield made
+
+
+def in_this_process(films: Path, _: Path) -> AbstractContextManager[Service]:
+    return local_service(lm=qwen3_vl(0), roots=(films,))
+
+
+def on_a_cluster(films: Path, folder: Path) -> AbstractContextManager[Service]:
+    from x2l_cluster.cluster.whole import on_ray
+
+    model = checkpoint(folder / "tiny")
+    calibration(load_model(model, device="cpu")).save(folder / "tiny" / "calibration.json")
+    chosen = {"model": model, "store": f"disk:{folder / 'store'}", "roots": [str(films)], "device": "cpu"}
+    return on_ray(chosen | {"prefill_min": 1, "prefill_max": 1})
 
 
 # --- jobs -----------------------------------------------------------------------------------------------------------
@@ -434,6 +449,6 @@ def test_it_says_what_it_is_and_that_it_works(service):
         ready = await service.ready()
         assert (ready.model_loaded, ready.answering, ready.indexing, ready.degraded) == (True, True, True, ())
         (card,) = await service.models()
-        assert card.id == "tiny" and card.weights
+        assert Path(card.id).name == "tiny" and card.weights
 
     run(body())

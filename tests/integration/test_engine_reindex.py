@@ -15,7 +15,7 @@ from x2l_cluster.engine import Generation, VideoEngine
 from x2l_cluster.errors import Cancelled, InvalidInput, ManifestConflict, SourceMissing, UnknownVideo
 from x2l_cluster.messages import AnswerCompleted, JobState
 from x2l_cluster.service import Ask, IndexRequest
-from x2l_cluster.service.intake import Intake
+from x2l_cluster.service.intake import repair
 from x2l_cluster.service.local import LocalService
 from x2l_cluster.state.tenants import Quotas
 from x2l_cluster.types import LAYOUT_VERSION, IndexStatus, Manifest, Sampling
@@ -201,7 +201,7 @@ def test_an_index_that_was_replaced_is_not_repaired_back_into_being(service: Loc
         job = await service.submit("me", IndexRequest(reindex="film", recipe=ANEW))
         await service.job("me", job.id, wait_s=END_S)
         jobs = await service.jobs("me")
-        Intake(service.engine, service.state.jobs).repair(old)  # whoever still held it found its blobs gone
+        repair(service.stores, service.state.jobs, old)  # whoever still held it found its blobs gone
         assert await service.jobs("me") == jobs
 
     run(body())

@@ -6,16 +6,16 @@ import pytest
 
 from tests.engines import engine
 from x2l_cluster.service.capacity import capacity
-from x2l_cluster.service.estimate import Estimator
+from x2l_cluster.service.engine_worker import EngineWorker
 from x2l_cluster.service.requests import EstimateRequest
 
 
 @pytest.mark.parametrize("hours", [0.5, 3, 24])
 def test_so_many_hours_take_what_a_video_of_so_many_hours_takes(hours):
     with engine() as opened:
-        estimator = Estimator(opened)
+        worker = EngineWorker(opened)
         one, whole = (
-            estimator(EstimateRequest(duration_s=3600 * length, width=64, height=64), chunk_s=2.0)
+            worker.estimate(EstimateRequest(duration_s=3600 * length, width=64, height=64), chunk_s=2.0)
             for length in (1, hours)
         )
     found = capacity(one, hours=hours, fine_hours=hours, hot_hours=0, daily_hours=hours, fine_chunks=3)

@@ -179,7 +179,7 @@ def test_a_closed_service_gives_its_job_back_and_the_next_one_goes_on(film, whol
         with local_service(store, lm=held()) as service:
             job = await started(service, film, 2)
             closing = asyncio.create_task(asyncio.to_thread(service.close))
-            while not service._runners[0]._stopping.is_set():
+            while not service._indexers.runners[0]._stopping.is_set():
                 await asyncio.sleep(0)
             service.engine.lm.go.set()
             await closing

@@ -192,11 +192,11 @@ def search(
         moments = remote.search(url, question, among or (), limit=limit)
     else:
         with opened.engine(model, store, fine_store) as engine:
-            from x2l_cluster.service.catalogue import Catalogue
+            from x2l_cluster.service.engine_worker import EngineWorker
             from x2l_cluster.service.requests import SearchRequest
 
             request = SearchRequest(question=question, videos=tuple(among or ()), limit=limit)
-            moments = Catalogue(engine).search(LOCAL_TENANT, request)
+            moments = EngineWorker(engine).search(LOCAL_TENANT, request)
     found(moments, as_json=as_json)
 
 
@@ -342,10 +342,11 @@ def capacity(
     with opened.unkept(model) as engine:
         from x2l_cluster.cli import show_capacity
         from x2l_cluster.service.capacity import capacity as needed
-        from x2l_cluster.service.estimate import Estimator
+        from x2l_cluster.service.engine_worker import EngineWorker
         from x2l_cluster.service.requests import EstimateRequest
 
-        one = Estimator(engine)(EstimateRequest(duration_s=3600.0, width=frame[0], height=frame[1]), chunk_s)
+        wanted = EstimateRequest(duration_s=3600.0, width=frame[0], height=frame[1])
+        one = EngineWorker(engine).estimate(wanted, chunk_s)
     found = needed(
         one,
         hours=hours,

@@ -186,7 +186,7 @@ class Answerer:
     def _check(self, manifest: Manifest) -> None:
         if not manifest.chunks:
             raise UnknownVideo(f"nothing of video {manifest.video} is indexed yet; wait for its first chunk")
-        check_model(manifest, self.lm)
+        check_model(manifest, self.lm.spec)
 
     def _scores(
         self, asked: Sequence[Asked], prompts: Sequence[Prompt], pages: Sequence[Page], end: float

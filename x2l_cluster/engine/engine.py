@@ -230,13 +230,9 @@ class VideoEngine:
                 self.stores.state.bind(tenant, source.id, video)
             return grown
 
-    def check_can_grow(self, video: str, *, tenant: str = LOCAL_TENANT) -> None:
-        """Raises UnknownVideo, ModelMismatch or InvalidInput for a video that cannot be appended to."""
-        self._growing(video, tenant)
-
     def _growing(self, video: str, tenant: str) -> Manifest:
         known = self.manifest(video, tenant=tenant)
-        check_model(known, self.lm)
+        check_model(known, self.lm.spec)
         check_can_grow(known)
         return known
 
@@ -258,7 +254,7 @@ class VideoEngine:
         Raises UnknownVideo, ModelMismatch (another model indexed it), SourceMissing, and as :meth:`index`.
         """
         known = self.manifest(video, tenant=tenant) if isinstance(video, str) else video
-        check_model(known, self.lm)
+        check_model(known, self.lm.spec)
         with self._indexing, counted_repair():
             return self._index(
                 source_of(known),
@@ -358,13 +354,7 @@ class VideoEngine:
 
         Raises InvalidInput when the wished one is taken.
         """
-        bound = self.stores.state.find(tenant, content)
-        video = wished or bound or f"v-{content[:16]}"
-        existing = self._find(tenant, video)
-        other = existing is not None and existing.source is not None and existing.source.id != content
-        if other and bound != video:
-            raise InvalidInput(f"video id {video} is taken by another file; choose another id or delete that video")
-        return video
+        return self.stores.video_id(tenant, content, wished)
 
     def _find(self, tenant: str, video: str, recipe: str | None = None) -> Manifest | None:
         try:
@@ -494,14 +484,7 @@ class VideoEngine:
 
     def manifest(self, video: str, *, tenant: str = LOCAL_TENANT) -> Manifest:
         """The newest index of a video, of this model if there is one. Raises UnknownVideo."""
-        newest = self.stores.state.manifest(tenant, video)
-        if newest.recipe.weights == self.lm.spec.weights:
-            return newest
-        own = [r for r in self.videos(tenant=tenant) if r.video == video and r.recipe.weights == self.lm.spec.weights]
-        if not own:
-            return newest
-        best = max(own, key=lambda record: (record.status.was_ready, record.epoch))
-        return self.stores.state.manifest(tenant, video, best.recipe.digest)
+        return self.stores.manifest(tenant, video, self.lm.spec.weights)
 
     def search(
         self, question: str, videos: Sequence[str | Manifest], *, tenant: str = LOCAL_TENANT, limit: int = 10

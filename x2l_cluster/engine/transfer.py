@@ -183,7 +183,7 @@ def read_index(file: BinaryIO, lm: VideoLM) -> Manifest:
 
 
 def _of_this_model(manifest: Manifest, lm: VideoLM) -> Manifest:
-    check_model(manifest, lm)
+    check_model(manifest, lm.spec)
     if manifest.recipe.layout != LAYOUT_VERSION:
         raise BadArchive(
             f"the exported index has layout {manifest.recipe.layout}, this program reads {LAYOUT_VERSION}: reindex "

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from x2l_cluster.errors import ModelMismatch, SourceMissing, X2LError
 from x2l_cluster.metrics import REPAIRS
-from x2l_cluster.models import VideoLM
+from x2l_cluster.models.base import ModelSpec
 from x2l_cluster.types import Kind, Manifest, SourceRef
 
 
@@ -20,12 +20,12 @@ def let_go(manifest: Manifest) -> str | None:
     return f"fine detail of {of_what} is not kept any more; `x2l refresh` makes it again"
 
 
-def check_model(manifest: Manifest, lm: VideoLM) -> None:
+def check_model(manifest: Manifest, spec: ModelSpec) -> None:
     """Raises ModelMismatch unless this model made the index."""
-    if (manifest.recipe.family, manifest.recipe.weights) != (lm.spec.family, lm.spec.weights):
+    if (manifest.recipe.family, manifest.recipe.weights) != (spec.family, spec.weights):
         raise ModelMismatch(
             f"video {manifest.video} was indexed by a {manifest.recipe.family} model with weights "
-            f"{manifest.recipe.weights}, this one has {lm.spec.weights}; ask with that model or index the "
+            f"{manifest.recipe.weights}, this one has {spec.weights}; ask with that model or index the "
             "video with this one"
         )
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from x2l_cluster.errors import InvalidRecipe
 from x2l_cluster.kv.block import KVBlock, Run
 from x2l_cluster.models.view import View
 from x2l_cluster.types import Level, Recipe
@@ -29,6 +30,7 @@ class ModelSpec:
         axes: rotary axes of a position (3 for M-RoPE: time, height, width).
         max_position: positions the model was trained for.
         group_frames: frames merged into one temporal step.
+        unit: pixels; sides of frames that a recipe fixes are multiples of it.
         passes: the levels that need a prefill of their own. One-pass families derive both levels from the raw KVs of
             a single pass, ``(Level.L,)``; families that compress inside the model (VST) run one pass per level.
         finished: whether :meth:`VideoLM.prefill` returns blocks that are already compressed for the level.
@@ -45,6 +47,20 @@ class ModelSpec:
     group_frames: int
     passes: tuple[Level, ...] = (Level.L,)
     finished: bool = False
+    unit: int = 1
+
+    def recipe(self, **fields: Any) -> Recipe:
+        """A recipe for this model; family and weights are its own. Raises InvalidRecipe for what it cannot do."""
+        recipe = Recipe.of(**(fields | {"family": self.family, "weights": self.weights}))
+        if recipe.chunk_frames % self.group_frames:
+            raise InvalidRecipe(
+                f"chunk_frames is a multiple of {self.group_frames} for this model, got {recipe.chunk_frames}"
+            )
+        if recipe.height % self.unit or recipe.width % self.unit:
+            raise InvalidRecipe(
+                f"height and width must be multiples of {self.unit}, got {recipe.height}x{recipe.width}"
+            )
+        return recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

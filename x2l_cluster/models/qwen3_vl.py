@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from x2l_cluster.errors import InvalidQuestion, InvalidRecipe, UnsupportedModel
+from x2l_cluster.errors import InvalidQuestion, UnsupportedModel
 from x2l_cluster.kv.block import KVBlock, Run
 from x2l_cluster.models.attend import Attention
 from x2l_cluster.models.base import ModelSpec, Prompt, Step, Tokens, Trace
@@ -77,6 +77,7 @@ class Qwen3VL:
             axes=3,
             max_position=text.max_position_embeddings,
             group_frames=vision.temporal_patch_size,
+            unit=self._merge * self._patch,
         )
         stop = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)}
         self._stop_ids = frozenset(int(i) for i in stop if i is not None)
@@ -100,20 +101,7 @@ class Qwen3VL:
         return self._stop_ids
 
     def recipe(self, **changes: Any) -> Recipe:
-        own = {
-            "family": self._spec.family,
-            "weights": self._spec.weights,
-            "dtype": str(self._dtype).removeprefix("torch."),
-        }
-        recipe = Recipe.of(**(self._preferred | changes | own))
-        if recipe.chunk_frames % self._spec.group_frames:
-            raise InvalidRecipe(
-                f"chunk_frames is a multiple of {self._spec.group_frames} for this model, got {recipe.chunk_frames}"
-            )
-        unit = self._merge * self._patch
-        if recipe.height % unit or recipe.width % unit:
-            raise InvalidRecipe(f"height and width must be multiples of {unit}, got {recipe.height}x{recipe.width}")
-        return recipe
+        return self._spec.recipe(**(self._preferred | changes | {"dtype": str(self._dtype).removeprefix("torch.")}))
 
     # --- text -------------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,11 @@ import logging
 from contextlib import suppress
 from typing import Final
 
-from x2l_cluster.engine import Stores
 from x2l_cluster.errors import UnknownVideo
 from x2l_cluster.metrics import kind_of
-from x2l_cluster.models import VideoLM
-from x2l_cluster.service.intake import Intake
+from x2l_cluster.service.intake import repair
 from x2l_cluster.state.open import State
+from x2l_cluster.stores import Stores
 from x2l_cluster.types import LOCAL_TENANT, IndexStatus, Kind, Manifest
 
 LOG: Final = logging.getLogger(__name__)
@@ -19,7 +18,7 @@ LAST: Final = -100
 """The priority of such work: whatever people ask for goes first."""
 
 
-def heal(lm: VideoLM, stores: Stores, state: State, intake: Intake) -> int:
+def heal(weights: str, stores: Stores, state: State) -> int:
     """Queues repairs of all indexes that are to have fine detail and have none; returns how many.
 
     What was let go of on purpose, is another model's, or was left half done by a cancelled job is not made again.
@@ -33,8 +32,8 @@ def heal(lm: VideoLM, stores: Stores, state: State, intake: Intake) -> int:
                 continue
             with suppress(UnknownVideo):  # deleted meanwhile
                 manifest = stores.state.manifest(tenant, record.video, record.recipe.digest)
-                if manifest.recipe.weights == lm.spec.weights and _lost(stores, manifest):
-                    intake.repair(manifest, priority=LAST)
+                if manifest.recipe.weights == weights and _lost(stores, manifest):
+                    repair(stores, state.jobs, manifest, priority=LAST)
                     queued += 1
     if queued:
         LOG.info("fine detail of %d indexes is gone and is made again", queued)

@@ -32,7 +32,7 @@ def video_of(manifest: Manifest | VideoRecord) -> Video:
     )
 
 
-def newest(records: Iterable[VideoRecord], weights: str) -> list[VideoRecord]:
+def newest(records: Iterable[VideoRecord], weights: str | None) -> list[VideoRecord]:
     """One record a video: the index of this model if there is one, rather finished, rather new."""
 
     def worth(record: VideoRecord) -> tuple[bool, bool, int]:

@@ -55,6 +55,32 @@ class Stores:
             originals = FsspecSourceStore(sources or root / "sources")
             return cls(kv=kv, state=manifests, sources=originals, opened=stack.pop_all())
 
+    def manifest(self, tenant: str, video: str, weights: str | None = None) -> Manifest:
+        """The newest index of a video; of the model with these weights if there is one. Raises UnknownVideo."""
+        newest = self.state.manifest(tenant, video)
+        if weights is None or newest.recipe.weights == weights:
+            return newest
+        own = [r for r in self.state.videos(tenant) if r.video == video and r.recipe.weights == weights]
+        if not own:
+            return newest
+        best = max(own, key=lambda record: (record.status.was_ready, record.epoch))
+        return self.state.manifest(tenant, video, best.recipe.digest)
+
+    def video_id(self, tenant: str, content: str, wished: str | None = None) -> str:
+        """The id an index of that content has or will have; what a recording has grown from is that recording.
+
+        Raises InvalidInput when the wished one is taken.
+        """
+        bound = self.state.find(tenant, content)
+        video = wished or bound or f"v-{content[:16]}"
+        try:
+            source = self.state.manifest(tenant, video).source
+        except UnknownVideo:
+            return video
+        if source is not None and source.id != content and bound != video:
+            raise InvalidInput(f"video id {video} is taken by another file; choose another id or delete that video")
+        return video
+
     def delete_video(self, tenant: str, video: str) -> int:
         """Deletes a video from every store and returns the bytes of KV freed.
 
