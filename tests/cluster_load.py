@@ -27,7 +27,8 @@ from x2l_cluster.messages import AnswerCompleted, AnswerFailed, Job, JobEvent, J
 from x2l_cluster.needles import make_questions, make_script
 from x2l_cluster.needles.files import write_mp4
 from x2l_cluster.service import Ask, IndexRequest
-from x2l_cluster.service.local import LocalOptions, LocalService
+from x2l_cluster.service.front import FrontService
+from x2l_cluster.settings import Settings
 from x2l_cluster.types import ChunkRow, IndexStatus
 
 T = TypeVar("T")
@@ -90,7 +91,7 @@ class Whole:
     cluster: Any
     state: Server
     kv: Server
-    service: LocalService
+    service: FrontService
     chosen: Mapping[str, Any]
     indexer: Any
 
@@ -148,7 +149,7 @@ def whole(folder: Path, *, prefill: int = 2, answer: int = 2, lease_s: float = 8
     from ray import serve
 
     from services.indexer.main import app
-    from x2l_cluster.cluster import Place, RayParts, answerer
+    from x2l_cluster.cluster import Place, answerer, front
 
     with ExitStack() as stack:
         state, kv = Server(folder / "state", durable=True), Server(folder / "kv", durable=False)
@@ -162,22 +163,13 @@ def whole(folder: Path, *, prefill: int = 2, answer: int = 2, lease_s: float = 8
         chosen = {"store": store, "state": state.url, "device": "cpu", "cache_bytes": 256 << 20, "lease_s": lease_s}
         chosen |= {"prefill_min": prefill, "prefill_max": prefill}
         cluster = stack.enter_context(ray_cluster(workers=3, cpus=8, prefill=2, answer=1, gateway=1))
-        place = Place(store=store, state=state.url, device="cpu", cache_bytes=256 << 20)
         indexer = serve.run(app(chosen), name="indexer", route_prefix=None)
         serve.run(
-            answerer(place, num_replicas=answer, ray_actor_options={"num_cpus": 1, "resources": {"answer": 0.5}}),
+            answerer(chosen, num_replicas=answer, ray_actor_options={"num_cpus": 1, "resources": {"answer": 0.5}}),
             name="answerer",
             route_prefix=None,
         )
-        engine = place.engine()
-        service = stack.enter_context(
-            LocalService(
-                engine,
-                place.opened_state(engine),
-                options=LocalOptions(indexers=0, drain_s=1.0),
-                parts=RayParts.running(),
-            )
-        )
+        service = stack.enter_context(front(Place.of(Settings.over(chosen))))
         yield Whole(cluster=cluster, state=state, kv=kv, service=service, chosen=chosen, indexer=indexer)
 
 
@@ -269,23 +261,23 @@ async def patiently(told: Told, call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(max(_PAUSE_S, min(error.retry_after_s or 0.0, 2.0)))
 
 
-async def _submitted(service: LocalService, film: Film) -> Job:
+async def _submitted(service: FrontService, film: Film) -> Job:
     source = await service.keep(film.tenant, pieces(film.path.read_bytes(), 1 << 16), name=film.path.name)
     return await service.submit(film.tenant, IndexRequest(source=source, video=film.name, idempotency_key=film.name))
 
 
-async def _ended(service: LocalService, film: Film, job: Job) -> Job:
+async def _ended(service: FrontService, film: Film, job: Job) -> Job:
     end_s = time.monotonic() + PATIENCE_S
     while not (found := await service.job(film.tenant, job.id, wait_s=30.0)).state.final:
         assert time.monotonic() < end_s, found
     return found
 
 
-async def _events(service: LocalService, film: Film, told: Told) -> list[JobEvent]:
+async def _events(service: FrontService, film: Film, told: Told) -> list[JobEvent]:
     return [event async for event in service.job_events(film.tenant, told.jobs[film.name].id)]
 
 
-async def _answered(service: LocalService, film: Film, question: str, told: Told) -> AnswerCompleted:
+async def _answered(service: FrontService, film: Film, question: str, told: Told) -> AnswerCompleted:
     events = [
         event
         async for event in service.answers(film.tenant, Ask(question=question, videos=(film.name,), max_tokens=16))
@@ -297,16 +289,16 @@ async def _answered(service: LocalService, film: Film, question: str, told: Told
     return end
 
 
-async def _watch(service: LocalService, films: Sequence[Film], told: Told) -> None:
+async def _watch(service: FrontService, films: Sequence[Film], told: Told) -> None:
     while True:
         for film in films:
             await asyncio.to_thread(note_rows, service, film, told)
         await asyncio.sleep(_PAUSE_S)
 
 
-def note_rows(service: LocalService, film: Film, told: Told) -> None:
+def note_rows(service: FrontService, film: Film, told: Told) -> None:
     with suppress(X2LError):
-        for row in service.engine.manifest(film.name, tenant=film.tenant).chunks:
+        for row in service.stores.manifest(film.tenant, film.name).chunks:
             told.rows.setdefault((film.name, row.index), row)
 
 
@@ -394,13 +386,13 @@ def check_jobs(whole: Whole, films: Sequence[Film], *loads: Told) -> None:
         assert [event.name for event in events].count("job.ready") == 1
         done = [event.job.chunks_done for event in events]
         assert done == sorted(done)
-        manifest = whole.service.engine.manifest(film.name, tenant=film.tenant)
+        manifest = whole.service.stores.manifest(film.tenant, film.name)
         assert (manifest.status, len(manifest.chunks)) == (IndexStatus.READY, film.chunks)
         for row in manifest.chunks:
             seen = rows.get((film.name, row.index), row)
             assert (seen.span, _epochs(seen)) == (row.span, _epochs(row)), f"{film.name}: chunk {row.index} made again"
     for tenant, names in by_tenant.items():
-        assert {record.video for record in whole.service.engine.videos(tenant=tenant)} == set(names)
+        assert {record.video for record in whole.service.stores.state.videos(tenant)} == set(names)
         listed = {job.id for job in whole.service.state.jobs.jobs(tenant)}
         assert listed == {jobs[name].id for name in names}
 

@@ -19,15 +19,17 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def ray_cluster(workers: int = 2, cpus: int = 4, **resources: float) -> Iterator[Cluster]:
+def ray_cluster(workers: int = 2, cpus: int = 4, *, dashboard: bool = False, **resources: float) -> Iterator[Cluster]:
     """A head without work and so many worker nodes, connected; nothing of it is left afterwards.
 
-    ``resources`` are of our own, of each worker node.
+    Args:
+        dashboard: whether the head takes Serve configurations over HTTP.
+        resources: of our own, of each worker node.
     """
     os.environ.update(_ENVIRONMENT)
     import ray
 
-    cluster = _started(workers, cpus, resources)
+    cluster = _started(workers, cpus, dashboard, resources)
     try:
         ray.init(address=cluster.address, log_to_driver=False, namespace="x2l")
         yield cluster
@@ -40,18 +42,18 @@ def ray_cluster(workers: int = 2, cpus: int = 4, **resources: float) -> Iterator
         cluster.shutdown()
 
 
-def _started(workers: int, cpus: int, resources: dict[str, float], attempts: int = 3) -> Cluster:
+def _started(workers: int, cpus: int, dashboard: bool, resources: dict[str, float], attempts: int = 3) -> Cluster:
     """Ray gives a node 30 seconds to start, whatever else the machine is doing; then it is tried again."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=1, include_dashboard=False)
+        cluster.add_node(num_cpus=1, include_dashboard=dashboard, dashboard_port=0)
         for _ in range(workers):
             cluster.add_node(num_cpus=cpus, resources=resources)
     except Exception:
         cluster.shutdown()
         if attempts == 1:
             raise
-        return _started(workers, cpus, resources, attempts - 1)
+        return _started(workers, cpus, dashboard, resources, attempts - 1)
     return cluster

@@ -22,6 +22,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayError
 
+from x2l_cluster.cluster.export import export_metrics
 from x2l_cluster.cluster.place import Place
 from x2l_cluster.service.runner import JobRunner
 from x2l_cluster.settings import Settings
@@ -56,10 +57,11 @@ class PrefillWorker:
     """
 
     def __init__(self, name: str, chosen: Mapping[str, Any], alone_s: float) -> None:
+        export_metrics()
         settings = Settings.over(chosen)
         place = Place.of(settings)
         self._engine = place.engine()
-        self._state = place.opened_state(self._engine)
+        self._state = place.opened_state(self._engine.stores)
         self._runner = JobRunner(
             self._engine,
             self._state.jobs,
