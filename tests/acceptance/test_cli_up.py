@@ -69,7 +69,11 @@ def test_a_service_is_brought_up_used_and_stopped(x2l: X2L, up: Up, clip: Path) 
     assert (job["state"], job["video"], job["chunks_done"]) == ("ready", "clip", 8)
     (listed,) = x2l.json("videos", X2L_URL=service.url)
     assert x2l.json("reindex", "clip", X2L_URL=service.url)["recipe"] == listed["recipe"], "it is as it should be"
+    assert x2l.json("videos", "--store", "up:") == [listed], "commands that work beside it see what it keeps"
     assert f"x2l is up at {service.url}" in service.ended(signal.SIGTERM)
+    assert x2l.json("videos", "--store", "up:") == [listed], "and when it is down, too"
+    exported = x2l.json("export", "clip", str(clip.with_suffix(".x2l")), "--store", "up:")
+    assert exported["coarse_chunks"] == 0, "its fine detail was packed up"
     # The same without a service, in a store of its own.
     assert x2l.json("videos") == []
     x2l("index", str(clip), "--id", "clip")

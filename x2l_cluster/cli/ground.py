@@ -18,7 +18,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,9 +73,9 @@ class Standing:
     lock: Held
     fine_lost: threading.Event
 
-    def tell(self, url: str) -> None:
-        """Notes where the service is reached, for whoever else comes to this folder."""
-        _note(self.lock.fd, {"url": url, **asdict(self.ground)})
+    def tell(self, url: str | None) -> None:
+        """Notes where things are and where the service is reached, for whoever else comes to this folder."""
+        _note(self.lock.fd, ({} if url is None else {"url": url}) | asdict(self.ground))
 
 
 @contextmanager
@@ -115,7 +115,23 @@ def standing(folder: Path, *, fine_bytes: int, host_bytes: int) -> Iterator[Stan
             state=f"{state.url}?durable=true",
             sources=str(folder / "sources"),
         )
-        yield Standing(ground=ground, fine_lost=lost, lock=lock)
+        standing_here = Standing(ground=ground, fine_lost=lost, lock=lock)
+        standing_here.tell(None)
+        yield standing_here
+
+
+@contextmanager
+def visiting(folder: Path, *, fine_bytes: int) -> Iterator[Ground]:
+    """The ground of the service that is up, or one that is brought up for as long as this lasts.
+
+    Raises as :func:`standing`; StoreUnavailable while a service is being brought up.
+    """
+    folder = _checked(folder)
+    if (told := _told(folder)) is None:
+        with standing(folder, fine_bytes=fine_bytes, host_bytes=0) as brought:
+            yield brought.ground
+    else:
+        yield Ground(**told | {"folder": folder})
 
 
 @contextmanager
@@ -125,17 +141,24 @@ def state_of(folder: Path) -> Iterator[str]:
     Raises as :func:`standing`; StoreUnavailable while a service is being brought up.
     """
     folder = _checked(folder)
-    with ExitStack() as up:
-        with errors_as_store(folder):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = up.enter_context(held(folder / "lock"))
-        if lock.mine:
-            _note(lock.fd, {})
-            yield f"{up.enter_context(_state(folder, revive=False)).url}?durable=true"
-            return
-        if "state" not in (told := _read(folder / "lock")):
-            raise StoreUnavailable(f"{folder} is just being taken into use by process {told.get('pid')}; try again")
+    if (told := _told(folder)) is not None:
         yield str(told["state"])
+        return
+    with _taken(folder), _state(folder, revive=False) as server:
+        yield f"{server.url}?durable=true"
+
+
+def _told(folder: Path) -> dict[str, Any] | None:
+    """The ground that another process keeps up there; None when none does."""
+    with errors_as_store(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with held(folder / "lock") as lock:
+            if lock.mine:
+                return None
+            told = _read(folder / "lock")
+    if "state" not in told:
+        raise StoreUnavailable(f"{folder} is just being taken into use by process {told.get('pid')}; try again")
+    return {field.name: told[field.name] for field in fields(Ground)}
 
 
 def service_state(data: Path | None) -> AbstractContextManager[str]:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from x2l_cluster.state.base import StateStore
     from x2l_cluster.stores import Stores
 
+UP = "up:"
 _STOPPING = b"\nstopping at the next chunk boundary; sealed chunks are kept (Ctrl-C again to stop at once)\n"
 
 
@@ -39,13 +41,38 @@ def settings() -> Settings:
         raise typer.BadParameter(f"in the environment: {wrong}") from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """URLs of what is kept; None: beside the blocks."""
+
+    store: str
+    fine: str | None
+    state: str | None
+    sources: str | None
+
+
+@contextmanager
+def places(store: str | None, fine_store: str | None = None) -> Iterator[Places]:
+    """By options, else by environment; ``up:`` and ``up:FOLDER`` are all that ``x2l up`` keeps, be it up or not."""
+    wanted = settings()
+    url = store or wanted.store
+    if not url.startswith(UP):
+        fine = fine_store or wanted.fine_store
+        yield Places(store=url, fine=fine, state=wanted.state, sources=wanted.sources)
+        return
+    from x2l_cluster.cli.ground import visiting
+
+    folder = Path(url.removeprefix(UP) or wanted.data)
+    with visiting(folder, fine_bytes=wanted.fine_bytes) as ground:
+        yield Places(store=ground.store, fine=ground.fine, state=ground.state, sources=ground.sources)
+
+
 @contextmanager
 def state(store: str | None) -> Iterator[StateStore]:
     """The record of what is indexed, without a model."""
     from x2l_cluster.state.open import open_state
 
-    wanted = settings()
-    with open_state(wanted.state or store or wanted.store) as opened:
+    with places(store) as where, open_state(where.state or where.store) as opened:
         yield opened
 
 
@@ -54,14 +81,12 @@ def stores(store: str | None, fine_store: str | None) -> Iterator[Stores]:
     """Everything kept of videos, without a model."""
     from x2l_cluster.stores import Stores
 
-    wanted = settings()
-    opened = Stores.open(
-        store or wanted.store, fine=fine_store or wanted.fine_store, state=wanted.state, sources=wanted.sources
-    )
-    try:
-        yield opened
-    finally:
-        opened.close()
+    with places(store, fine_store) as where:
+        opened = Stores.open(where.store, fine=where.fine, state=where.state, sources=where.sources)
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
 @contextmanager
@@ -69,18 +94,15 @@ def engine(
     model: str | None, store: str | None, fine_store: str | None, *, video: str | None = None
 ) -> Iterator[VideoEngine]:
     """An engine by options, else by environment. An unknown ``video`` is told before a model is loaded for it."""
-    if video is not None:
-        with state(store) as known:
-            known.manifest(LOCAL_TENANT, video)
-    wanted = settings()
-    with _loaded(
-        model or wanted.model,
-        store or wanted.store,
-        fine_store=fine_store or wanted.fine_store,
-        state=wanted.state,
-        sources=wanted.sources,
-    ) as loaded:
-        yield loaded
+    from x2l_cluster.state.open import open_state
+
+    with places(store, fine_store) as where:
+        if video is not None:
+            with open_state(where.state or where.store) as known:
+                known.manifest(LOCAL_TENANT, video)
+        elsewhere = {"fine_store": where.fine, "state": where.state, "sources": where.sources}
+        with _loaded(model or settings().model, where.store, **elsewhere) as loaded:
+            yield loaded
 
 
 @contextmanager

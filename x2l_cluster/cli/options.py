@@ -62,7 +62,8 @@ Store = Annotated[
     typer.Option(
         "--store",
         metavar="URL",
-        help="Where indexes are kept: disk:PATH, memory:, or tiers:URL|URL|disk:PATH, fastest first (X2L_STORE).",
+        help="Where indexes are kept: disk:PATH, memory:, tiers:URL|URL|disk:PATH, fastest first, or up: for all that "
+        "`x2l up` keeps (X2L_STORE).",
     ),
 ]
 FineStore = Annotated[
