@@ -23,7 +23,7 @@ from x2l_cluster.errors import (
     StoreUnavailable,
     UnknownVideo,
 )
-from x2l_cluster.models import View
+from x2l_cluster.models import Stretch, View
 from x2l_cluster.select import SCORERS
 from x2l_cluster.types import Kind, Level, Positions, Tier
 from x2l_cluster.video import chunked, open_video
@@ -358,3 +358,18 @@ def test_a_question_too_long_is_refused_before_it_is_read(x2l, manifest):
     with pytest.raises(PromptTooLong):
         x2l.ask(manifest, "why? " * 4000)
     assert time.perf_counter() - begun < 5
+
+
+def test_coarse_pages_are_laid_out_once_to_be_scored_and_answered_over(tmp_path, monkeypatch):
+    made: list[Stretch] = []
+    build = Stretch.__init__
+
+    def counted(self, pages):
+        made.append(self)
+        build(self, pages)
+
+    with engine() as x2l:
+        video = x2l.index(mosaic(tmp_path / "film.mp4", 20), **SMALL).video
+        monkeypatch.setattr(Stretch, "__init__", counted)
+        x2l.ask_many([(video, "What is it?"), (video, "What code is shown?")], detail="k=1", generation=WRITE)
+    assert len([stretch for stretch in made if len(stretch.pages) > 2]) == 1

@@ -24,7 +24,7 @@ from x2l_cluster.engine.upkeep import check_model, let_go
 from x2l_cluster.engine.work import Asked, Work, answer_of, shared
 from x2l_cluster.errors import KVError, KVMissing, ModelMismatch, UnknownVideo, X2LError
 from x2l_cluster.kv.measured import reason_of
-from x2l_cluster.models import Page, Prompt, VideoLM, View
+from x2l_cluster.models import Page, Prompt, Stretch, VideoLM, View
 from x2l_cluster.select import Calibration, ChunkScorer, get_scorer, gloss, make_plan, pins
 from x2l_cluster.types import Answer, Detail, Manifest, Positions, ReloadPlan
 
@@ -141,6 +141,7 @@ class Answerer:
         prompts = [self.lm.prompt(gloss(item.question, manifest.info.duration_s), item.history) for item in asked]
         for prompt, tokens in zip(prompts, max_tokens, strict=True):
             check_room(self.lm, end + len(prompt.suffix), tokens)
+        laid = Stretch.of([self._prefix.page, *pages]) if where else None
         with _timed([timings], "score_s"):
             scorer, scores, note, missed = self._scores(asked, prompts, pages, end)
         for item, prompt, score in zip(asked, prompts, scores, strict=True):
@@ -150,6 +151,7 @@ class Answerer:
                 prompt=prompt,
                 coarse={chunk.chunk: loaded for chunk, loaded in zip(plan.chunks, coarse, strict=True)},
                 where=where,
+                laid=laid,
                 timings={name: seconds / len(asked) for name, seconds in timings.items()},
                 plan=replace(plan, note=_notes(note, let_go(manifest)), degraded=missed),
             )
@@ -268,6 +270,7 @@ class Answerer:
         """Puts a reloaded question into a batch. Raises PromptTooLong."""
         with _timed([work.timings], "assemble_s"):
             view, position = self._view(work)
+            work.laid = None  # by now the view has what it needs of it
             work.stream = decoder.join(view, self.lm.embed_text(work.prompt.suffix, position), generation)
 
     def _view(self, work: Work) -> tuple[View, float]:

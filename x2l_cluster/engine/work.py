@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from x2l_cluster.engine.decode import Stream
 from x2l_cluster.engine.place import Placement
 from x2l_cluster.engine.reload import Loaded
-from x2l_cluster.models import Prompt
+from x2l_cluster.models import Prompt, Stretch
 from x2l_cluster.types import Answer, Detail, Evidence, Level, Manifest, ReloadPlan, Usage
 
 
@@ -40,6 +40,8 @@ class Work:
     plan: ReloadPlan
     loaded: list[Loaded] = field(default_factory=list)
     stream: Stream | None = None
+    laid: Stretch | None = None
+    """The coarse pages as scoring laid them out; kept, they are not laid out again to be answered over."""
 
 
 def shared(asked: Asked) -> Hashable:
