@@ -101,6 +101,7 @@ class Decoder:
         batch = [stream for stream in self._streams if only in (None, stream)]
         if not batch:
             return []
+        batch.sort(key=lambda stream: stream.view.place)
         trace = self._lm.forward([Step(tokens=stream.pending, view=stream.view) for stream in batch])
         logits = self._lm.logits(torch.stack([hidden[-1] for hidden in trace.hidden]))
         for stream, chosen in zip(batch, self._choose(batch, logits), strict=True):

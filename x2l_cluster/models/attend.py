@@ -127,7 +127,7 @@ class _Ones:
 def _neighbours(views: Sequence[View]) -> list[list[int]]:
     """Numbers of views, in the order of their rows, in runs whose rows lie side by side."""
     runs: list[list[int]] = []
-    for number in sorted(range(len(views)), key=lambda number: (id(views[number].rows), views[number].row)):
+    for number in sorted(range(len(views)), key=lambda number: views[number].place):
         view, before = views[number], views[runs[-1][-1]] if runs else None
         if before is not None and before.rows is view.rows and before.row + 1 == view.row:
             runs[-1].append(number)
@@ -153,14 +153,14 @@ class _OnRows:
         row, end = places // room, places % room
         heads = torch.arange(kv_heads, device=mask.device)
         self._places = ((row[:, None] * kv_heads + heads) * room + end[:, None]).flatten()
-        self._who = None if members == list(range(len(views))) else torch.tensor(members, device=mask.device)
+        self._who = _index(members, mask.device)
         needless = len(members) == 1 and not self._rows.biased
         self._mask = None if needless else mask[self._here, None, None, : self._upto].to(dtype)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         for kept, new in ((self._rows.keys, keys), (self._rows.values, values)):
-            mine = new if self._who is None else new[self._who]
-            kept[layer].view(-1, new.shape[-1]).index_copy_(0, self._places, mine.flatten(0, 1))
+            mine = new[self._who].reshape(-1, new.shape[-1])
+            kept[layer].view(-1, new.shape[-1]).index_copy_(0, self._places, mine)
 
     def __call__(self, layer: int, queries: Tensor, scale: float) -> Partial:
         keys = self._rows.keys[layer, self._here, :, : self._upto]
@@ -185,8 +185,8 @@ class _OnStretch:
         members, kv_heads, sharing, dim = queries.shape
         rows = queries.transpose(0, 1).reshape(1, kv_heads, members * sharing, dim)
         seen, mass = partial(rows, keys[None], values[None], self._mask, scale)
-        split = (members, sharing)
-        return seen[0].unflatten(1, split).transpose(0, 1), mass[0].unflatten(1, split).transpose(0, 1)
+        split = (kv_heads, members, sharing)
+        return seen[0].view(*split, dim).transpose(0, 1), mass[0].view(split).transpose(0, 1)
 
 
 class _Part(Protocol):
@@ -202,17 +202,18 @@ class _Order:
 
     def __init__(self, parts: Sequence[_Part], device: torch.device) -> None:
         self._parts = parts
+        self._who = [_index(part.members, device) for part in parts]
         order = [member for part in parts for member in part.members]
-        self._sizes = [len(part.members) for part in parts]
-        self._there = self._back = None
-        if order != sorted(order):
-            self._there = torch.tensor(order, device=device)
-            self._back = self._there.argsort()
+        self._back = None if order == sorted(order) else torch.tensor(order, device=device).argsort()
 
     def __call__(self, layer: int, queries: Tensor, scale: float) -> Partial:
-        if self._there is not None:
-            queries = queries[self._there]
-        shares = queries.split(self._sizes)
-        done = [part(layer, share, scale) for part, share in zip(self._parts, shares, strict=True)]
+        done = [part(layer, queries[who], scale) for part, who in zip(self._parts, self._who, strict=True)]
         seen, mass = done[0] if len(done) == 1 else (torch.cat([part[n] for part in done]) for n in (0, 1))
         return (seen, mass) if self._back is None else (seen[self._back], mass[self._back])
+
+
+def _index(members: list[int], device: torch.device) -> slice | Tensor:
+    """Picks members of a batch; those that stand side by side are not copied for it."""
+    if members == list(range(members[0], members[-1] + 1)):
+        return slice(members[0], members[-1] + 1)
+    return torch.tensor(members, device=device)

@@ -16,6 +16,8 @@ Partial = tuple[Tensor, Tensor]
 """What was seen, (batch, heads, rows, head_dim), and its mass, (batch, heads, rows) float32: the log of the sum of the
 exponentials of the scores."""
 
+_ON_CPU: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_ON_GPU: Final = torch.ops.aten._scaled_dot_product_efficient_attention.default
 _ALIGNED: Final = 16
 """Rows of masks begin at multiples of so many elements for the kernel of a GPU."""
 
@@ -29,22 +31,16 @@ def partial(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, 
         mask: additive, broadcastable to (batch, heads, rows, seen), of the queries' dtype, or None. Some entry is seen
             in every row.
     """
-    match queries.device.type:
-        case "cpu":
-            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-            return fused(queries, keys, values, attn_mask=mask, scale=scale)  # type: ignore[no-any-return]
-        case "cuda":
-            return _on_gpu(queries, keys, values, mask, scale)
-        case _:
-            return written_out(queries, keys, values, mask, scale)
+    if queries.is_cpu:
+        return _ON_CPU(queries, keys, values, attn_mask=mask, scale=scale)  # type: ignore[no-any-return]
+    return (_on_gpu if queries.is_cuda else written_out)(queries, keys, values, mask, scale)
 
 
 def _on_gpu(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Partial:
     rows, seen = queries.shape[2], keys.shape[2]
     if mask is not None:
         mask = F.pad(mask, (0, -seen % _ALIGNED))[..., :seen].expand(*queries.shape[:3], seen)
-    fused = torch.ops.aten._scaled_dot_product_efficient_attention
-    out, mass, *_ = fused(queries, keys, values, mask, True, scale=scale)
+    out, mass, *_ = _ON_GPU(queries, keys, values, mask, True, scale=scale)
     return out, mass[..., :rows]
 
 

@@ -259,7 +259,8 @@ class Qwen3VL:
                 kept_values.append(value.transpose(0, 1))
             if index in queries:
                 kept_queries[index] = query.transpose(0, 1)
-            query, key = _rotated(torch.cat((query, key), 1), *turn).split((self._spec.heads, self._spec.kv_heads), 1)
+            both = _rotated(torch.cat((query, key), 1), *turn)
+            query, key = both[:, : self._spec.heads], both[:, self._spec.heads :]
             hidden = hidden + attention.o_proj(attend(index, query, key, value, attention.scaling))
             hidden = hidden + layer.mlp(_normed(layer.post_attention_layernorm, hidden))
             if index < len(deepstack):

@@ -59,6 +59,11 @@ class View:
     def entries(self) -> int:
         return self.shared + self.own
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where its row lies: a batch in this order attends to its rows without being put in order for it."""
+        return id(self.rows), self.row
+
     def join(self, shelves: Shelves) -> None:
         """From now on its row lies with those of a batch."""
         assert self.rows is None, "a view joins a batch before its first forward"
