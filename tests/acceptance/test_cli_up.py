@@ -81,6 +81,25 @@ def test_a_service_is_brought_up_used_and_stopped(x2l: X2L, up: Up, clip: Path) 
     assert len(moments["moments"]) == 3 and x2l.json(*searched) == moments
 
 
+def test_workers_on_ray_index_and_answer_and_are_gone_with_it(x2l: X2L, up: Up, clip: Path) -> None:
+    service = up("--ray")
+    x2l("index", str(clip), "--id", "clip", "--url", service.url)
+    there = x2l.json(*ASK, X2L_URL=service.url)
+    assert not any(answer["degraded"] for answer in there)
+    running = " ".join(_title(process) for process in psutil.Process(service.process.pid).children(recursive=True))
+    assert "PrefillWorker" in running and "ServeReplica:answerer" in running
+    service.ended(signal.SIGTERM)
+    x2l("index", str(clip), "--id", "clip")
+    assert [(a["text"], a["plan"]) for a in x2l.json(*ASK)] == [(a["text"], a["plan"]) for a in there]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 @pytest.mark.parametrize("how", ["told", "killed"])
 def test_what_was_indexed_is_there_again_in_full_detail(x2l: X2L, up: Up, clip: Path, how: str) -> None:
     first = up()

@@ -244,6 +244,12 @@ def up(
     ] = None,
     model: ModelName = None,
     data: Data = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Workers on Ray index and answer, each a process of its own.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="The same on a Ray cluster that runs, whose nodes see this machine's files.")
+    ] = None,
     while_read: Annotated[
         bool, typer.Option("--while-read", help="Stop, too, when standard input ends: with whoever started it.")
     ] = False,
@@ -259,6 +265,8 @@ def up(
         roots=root or (),
         model=model,
         data=data,
+        ray=ray,
+        address=address,
         while_read=while_read,
         as_json=as_json,
     )

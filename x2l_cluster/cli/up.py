@@ -1,7 +1,7 @@
 """``x2l up``: the whole service on one machine, for whoever is on it.
 
-It stands on :mod:`~x2l_cluster.cli.ground`; the work is done by one engine in this process. Whoever does it elsewhere,
-over the same ground, is another :class:`Backend`.
+It stands on :mod:`~x2l_cluster.cli.ground`; the work is done by one engine in this process or, over the same ground, by
+workers on Ray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -61,11 +61,15 @@ def serve(
     roots: Sequence[Path],
     model: str | None,
     data: Path | None,
+    ray: bool,
+    address: str | None,
     while_read: bool,
     as_json: bool,
 ) -> None:
     """Serves until SIGINT or SIGTERM (or, with ``while_read``, until standard input ends), then closes everything:
     streams and answers have some seconds to end, jobs go back into line at their next chunk.
+
+    With ``ray`` or the ``address`` of a cluster, workers on Ray index and answer.
 
     Raises InvalidInput for an address that cannot be listened on and for a folder that is served already, before
     anything is loaded; StoreUnavailable when what it stands on cannot be had; otherwise as
@@ -80,11 +84,16 @@ def serve(
     wanted = opened.settings()
     keys = api_keys or wanted.api_keys
     folder = data or Path(wanted.data)
+    name = model or wanted.model
     with (
         _told_to_stop() as stopping,
         standing(folder, fine_bytes=wanted.fine_bytes, host_bytes=wanted.host_bytes) as place,
         _listening(host, port) as listener,
-        in_this_process(place.ground, wanted, model or wanted.model, roots) as backend,
+        (
+            on_ray(place.ground, wanted, name, roots, address)
+            if ray or address
+            else in_this_process(place.ground, wanted, name, roots)
+        ) as backend,
         _healing(place, backend),
         _tidying(place.ground, wanted),
     ):
@@ -129,6 +138,31 @@ def in_this_process(ground: Ground, wanted: Settings, model: str, roots: Sequenc
         )
         service = LocalService.over(engine, store=ground.state, model=model, options=options)
     with service:
+        yield Backend(service=service, tenants=service.state.tenants, heal=service.heal)
+
+
+@contextmanager
+def on_ray(
+    ground: Ground, wanted: Settings, model: str, roots: Sequence[Path], address: str | None
+) -> Iterator[Backend]:
+    """Workers of a Ray cluster index and answer. Its nodes must be on this machine, or see its files and sockets.
+
+    Raises as :func:`x2l_cluster.cluster.whole.on_ray`.
+    """
+    try:
+        from x2l_cluster.cluster import whole
+    except ImportError as error:
+        raise InvalidInput(f"workers on Ray need {error.name}: pip install 'x2l_cluster[cluster]'") from None
+
+    chosen = {
+        **ground.urls,
+        "model": str(Path(model).absolute()) if Path(model).is_dir() else model,
+        "roots": [str(root.absolute()) for root in roots or wanted.roots],
+        "lease_s": _LEASE_S,
+    }
+    with ExitStack() as stack:
+        with err.status("starting workers on Ray"):
+            service = stack.enter_context(whole.on_ray(chosen, address=address))
         yield Backend(service=service, tenants=service.state.tenants, heal=service.heal)
 
 
