@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from cachetools import LRUCache
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from x2l_cluster.cluster.answering import NAME
@@ -48,6 +49,8 @@ class RayWorkers:
         self._handle = handle
         self._known: ModelFacts | None = None
         self._samples: LRUCache[tuple[str, int, int], Sample] = LRUCache(maxsize=256)
+        self._eye = ThreadPoolExecutor(1, thread_name_prefix="x2l-eye")
+        self._looking: Future[Mapping[str, int]] | None = None
 
     @property
     def known(self) -> ModelFacts | None:
@@ -78,13 +81,19 @@ class RayWorkers:
         """As Serve's controller sees it: a replica runs once it has loaded its model. Where the controller does not
         answer (its node is gone, say), a replica itself is asked."""
         try:
-            running = await asyncio.wait_for(asyncio.to_thread(_running), _LOOK_S)
-        except (TimeoutError, RayError, RayServeException) as error:
+            running = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._look())), _LOOK_S)
+        except Exception as error:  # noqa: BLE001 (whatever Ray says then)
             LOG.warning("Serve does not say how its applications are: %s", type(error).__name__)
             return await self._pulse_of_one()
         answering, indexing = running.get(NAME, 0) > 0, running.get(INDEXER, 0) > 0
         amiss = () if answering else ("no answering worker has loaded its model",)
         return Pulse(loaded=answering, answering=answering, indexing=indexing, amiss=amiss)
+
+    def _look(self) -> Future[Mapping[str, int]]:
+        """One look at a time, on a thread of its own: while the controller is away none comes back."""
+        if self._looking is None or self._looking.done():
+            self._looking = self._eye.submit(_running)
+        return self._looking
 
     async def _pulse_of_one(self) -> Pulse:
         try:
@@ -104,10 +113,10 @@ def _running() -> Mapping[str, int]:
     }
 
 
-async def _asked(call: Any, within_s: float = _ASK_S) -> Any:
+async def _asked(call: Any, within_s: float | None = None) -> Any:
     """What a replica answers. Raises Overloaded, AnswerLost."""
     try:
-        return await asyncio.wait_for(call, within_s)
+        return await asyncio.wait_for(call, _ASK_S if within_s is None else within_s)
     except (BackPressureError, DeploymentUnavailableError) as error:
         raise Overloaded(BUSY, retry_after_s=1.0) from error
     except TimeoutError as error:
