@@ -317,14 +317,14 @@ async def kill_one_after_the_other(whole: Whole, told: Told, chunks: int, order:
 
 
 async def _kill_prefill(whole: Whole, told: Told) -> str:
-    pids = await asyncio.to_thread(whole.prefill_pids)
+    pids = await _some(whole.prefill_pids)
     os.kill(max(pids, key=lambda pid: pids[pid]), signal.SIGKILL)  # one that is busy, if any is
     return "a prefill worker"
 
 
 async def _kill_answer(whole: Whole, told: Told) -> str:
     await until(lambda: told.over or told.asking > 0)
-    os.kill(min(await asyncio.to_thread(whole.answer_pids)), signal.SIGKILL)
+    os.kill(min(await _some(whole.answer_pids)), signal.SIGKILL)
     return "an answer worker"
 
 
@@ -362,6 +362,13 @@ KILLS: Mapping[str, Callable[[Whole, Told], Awaitable[str]]] = {
     "kv": _kill_kv,
     "state": _kill_state,
 }
+
+
+async def _some(look: Callable[[], T]) -> T:
+    """What is found at last: who was hit before may not be back yet."""
+    while not (found := await asyncio.to_thread(look)):
+        await asyncio.sleep(_PAUSE_S)
+    return found
 
 
 async def until(what: Callable[[], Any], within_s: float = PATIENCE_S) -> None:

@@ -6,9 +6,12 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import pytest
 from tests.engines import SMALL, mosaic
 from tests.ray_cluster import ray_cluster
 from tests.services import all_of, pieces, run
-from x2l_cluster.errors import InvalidInput
+from x2l_cluster.errors import InvalidInput, SourceRefused
 from x2l_cluster.messages import JobState
 from x2l_cluster.service import IndexRequest
 from x2l_cluster.service.local import LocalOptions, LocalService
@@ -50,11 +53,17 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(cluster, store):
+def root(tmp_path_factory):
+    """A folder that jobs may read from."""
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def service(cluster, store, root):
     """Takes jobs and does none."""
     from x2l_cluster.cluster import Place
 
-    options = LocalOptions(indexers=0, drain_s=1.0)
+    options = LocalOptions(indexers=0, drain_s=1.0, roots=(root,))
     with LocalService.over(
         Place(store=store, device="cpu").engine(), store=store, model="reference", options=options
     ) as service:
@@ -62,11 +71,12 @@ def service(cluster, store):
 
 
 @pytest.fixture(scope="module")
-def fleet(service, store):
+def fleet(service, store, root):
     """One for all tests: a worker takes seconds to start, and does not mind who looks after it."""
     from x2l_cluster.cluster import Fleet
 
-    return Fleet(store, CHOSEN | {"store": store}, num_cpus=1, resources={"prefill": 1})
+    chosen = CHOSEN | {"store": store, "roots": [str(root)], "fetch_allow": ["127.0.0.1"]}
+    return Fleet(store, chosen, num_cpus=1, resources={"prefill": 1})
 
 
 @contextmanager
@@ -125,6 +135,32 @@ def test_whoever_looks_after_them_next_finds_the_workers_that_are_there(service,
         present(second, 2)
         after = pids(fleet)
     assert len(after) == 2 and before.items() <= after.items()
+
+
+def test_workers_read_and_fetch_from_where_their_settings_allow_it(service, fleet, root):
+    film = mosaic(root / "film.mp4", 8, seed=30)
+    other = mosaic(root / "other.mp4", 8, seed=31)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(root))
+
+    async def work(port):
+        requests = [
+            IndexRequest(path=str(film), video="read", recipe=SMALL),
+            IndexRequest(url=f"http://127.0.0.1:{port}/{other.name}", video="fetched", recipe=SMALL),
+            IndexRequest(url=f"http://127.0.0.2:{port}/{other.name}", video="refused", recipe=SMALL),
+        ]
+        jobs = [await service.submit(ME, request) for request in requests]
+        return [await service.job(ME, job.id, wait_s=WITHIN_S) for job in jobs]
+
+    with looked_after(service, fleet, least=1, most=1), ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            read, fetched, refused = run(work(server.server_port))
+        finally:
+            server.shutdown()
+            serving.join()
+    assert (read.state, fetched.state) == (JobState.READY, JobState.READY)
+    assert refused.state is JobState.FAILED and refused.problem.code == SourceRefused.code
 
 
 def test_a_job_begins_at_once_when_a_worker_is_free_and_stops_within_a_chunk(
