@@ -291,7 +291,7 @@ def test_a_runner_whose_lease_went_to_another_publishes_nothing_more(alone, lm, 
     assert same_payloads(x2l.manifest(lease.job.video, tenant="me"), whole)
 
 
-def test_a_store_that_is_away_is_tried_again_and_too_often_is_a_failure(alone, film, monkeypatch):
+def test_a_store_that_is_away_is_waited_for(alone, film, monkeypatch):
     x2l, queue = alone
     job = submitted(x2l, queue, film)
 
@@ -301,13 +301,12 @@ def test_a_store_that_is_away_is_tried_again_and_too_often_is_a_failure(alone, f
     put = x2l.stores.kv.put
     monkeypatch.setattr(x2l.stores.kv, "put", away)
     runner = JobRunner(x2l, queue, name="one")
-    assert runner.one()
-    tried = queue.job("me", job)
-    assert (tried.state, tried.problem.code) == (JobState.QUEUED, "store_unavailable")
-    assert runner.one()
-    assert (queue.job("me", job).state, queue.job("me", job).attempts) == (JobState.FAILED, 2)
+    for attempts in range(1, 5):  # more often than a job may fail for reasons of its own
+        assert runner.one()
+        tried = queue.job("me", job)
+        assert (tried.state, tried.attempts) == (JobState.QUEUED, attempts)
+        assert tried.problem is not None and tried.problem.code == "store_unavailable"
     monkeypatch.setattr(x2l.stores.kv, "put", put)
-    queue.retry("me", job)
     assert runner.one()
     assert queue.job("me", job).state is JobState.READY
     assert not runner.one()
