@@ -1,4 +1,4 @@
-"""Values as JSON: what ``messages.py`` and ``types.py`` define is the wire format."""
+"""Values as JSON: what ``messages.py`` and ``types`` define is the wire format."""
 
 from __future__ import annotations
 
