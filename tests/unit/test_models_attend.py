@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from random import Random
 
@@ -93,6 +94,26 @@ def test_whoever_joins_and_leaves_a_batch_sees_what_it_sees_alone(seed, biased):
         if batch:
             check([view for view, _, _ in batch], [plain for _, plain, _ in batch], [size for _, _, size in batch])
         batch = [(view, plain, 1) for view, plain, _ in batch]
+
+
+def test_a_view_that_nobody_has_any_more_is_gone_with_all_it_kept():
+    pages, shelves = [page(4), page(6)], Shelves()
+    gc.disable()
+    try:
+        alone, (joined, plain), (stays, stays_plain) = View(pages), question(pages, {}), question(pages, {})
+        joined.join(shelves)
+        stays.join(shelves)
+        check([alone, joined, stays], [Plain(pages), plain, stays_plain], [3, 1, 2])
+        kept = weakref.ref(alone.rows)
+        del alone
+        assert kept() is None
+        before = weakref.ref(joined)
+        del joined
+        assert before() is None
+        check([stays], [stays_plain], [1])
+        stays.leave()
+    finally:
+        gc.enable()
 
 
 def test_a_view_that_outgrows_its_row_takes_what_it_has_along():

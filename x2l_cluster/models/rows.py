@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ MOST: Final = 16
 class Rows:
     """KVs of some views, a row each, in the order of ``views``; grows by doubling.
 
+    Views hold their rows and not the other way round: one that nobody has any more is gone at once, with all it kept.
+
     Attributes:
         room: entries of a row.
         keys, values: (layers, rows, kv_heads, room, head_dim). What no view has written is finite, so that it can be
@@ -34,7 +37,7 @@ class Rows:
         like = view.stretch.pages[0]
         layers, kv_heads, _, head_dim = like.keys.shape
         self.room = room
-        self.views: list[View] = []
+        self.views: list[ref[View]] = []
         self.biased = False
         self.keys, self.values = (x.new_zeros((layers, 1, kv_heads, room, head_dim)) for x in (like.keys, like.values))
         self.mask = torch.empty((1, room), device=like.keys.device)
@@ -47,7 +50,7 @@ class Rows:
         if row == len(self.mask):
             self.keys, self.values = (torch.cat((x, torch.zeros_like(x)), dim=1) for x in (self.keys, self.values))
             self.mask = torch.cat((self.mask, torch.empty_like(self.mask)))
-        self.views.append(view)
+        self.views.append(ref(view))
         self.mask[row] = float("-inf")
         start = 0
         for keys, values, bias in view.kept():
@@ -62,14 +65,16 @@ class Rows:
     @torch.inference_mode()
     def remove(self, row: int) -> None:
         """The last row moves to where this one was."""
-        last = self.views.pop()
-        if row < len(self.views):
-            moved = len(self.views)
+        end = self.views.pop()
+        if row == len(self.views):
+            return
+        self.views[row] = end
+        last, moved = end(), len(self.views)
+        if last is not None:
             here = slice(0, last.kept_entries + last.own)
             self.keys[:, row, :, here] = self.keys[:, moved, :, here]
             self.values[:, row, :, here] = self.values[:, moved, :, here]
             self.mask[row] = self.mask[moved]
-            self.views[row] = last
             last.row = row
 
     def written(self, row: int, entries: int) -> tuple[Tensor, Tensor, Tensor | None]:
