@@ -81,6 +81,24 @@ def test_deleting_leaves_nothing(store: SourceStore, video: Path, kept: Callable
     assert store.put("local", video) == ref
 
 
+def test_a_folder_that_goes_with_the_last_other_source_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FsspecSourceStore(tmp_path / "sources")
+    make, made = store._fs.makedirs, 0
+
+    def taken_along(path: str, exist_ok: bool = False) -> None:
+        nonlocal made
+        make(path, exist_ok=exist_ok)
+        made += 1
+        if made < 3:
+            os.rmdir(path)
+
+    monkeypatch.setattr(store._fs, "makedirs", taken_along)
+    ref = store.put("local", io.BytesIO(b"film"))
+    assert store.exists("local", ref) and made == 3
+
+
 def test_one_tenant_never_sees_or_deletes_anothers_source(store: SourceStore, video: Path) -> None:
     ref = store.put("alice", video)
     assert not store.exists("bob", ref)

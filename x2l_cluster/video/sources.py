@@ -24,6 +24,7 @@ from x2l_cluster.errors import EmptyVideo, InvalidInput, SourceMissing, StoreUna
 from x2l_cluster.types import SourceRef, check_name
 from x2l_cluster.video.files import check_file
 
+_TRIES = 20
 _PIECE = 1 << 20
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -71,7 +72,6 @@ class FsspecSourceStore:
                 name = name or Path(source).name
                 source = stack.enter_context(check_file(source).open("rb"))
             try:
-                self._fs.makedirs(folder, exist_ok=True)
                 digest, size = self._write(part, source)
                 if size == 0:
                     raise EmptyVideo(f"{name or 'the upload'} is empty (0 bytes); upload it again")
@@ -110,7 +110,7 @@ class FsspecSourceStore:
 
     def _write(self, part: str, source: BinaryIO) -> tuple[str, int]:
         digest, size = hashlib.sha256(), 0
-        with self._fs.open(part, "wb") as file:
+        with self._opened(part) as file:
             while piece := source.read(_PIECE):
                 digest.update(piece)
                 size += len(piece)
@@ -119,6 +119,14 @@ class FsspecSourceStore:
                 file.flush()
                 os.fsync(file.fileno())
         return digest.hexdigest(), size
+
+    def _opened(self, part: str) -> Any:
+        """The part, in its folder, which goes with the last other source whenever somebody deletes that."""
+        for _ in range(_TRIES):
+            self._fs.makedirs(os.path.dirname(part), exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                return self._fs.open(part, "wb")
+        return self._fs.open(part, "wb")
 
     def _publish(self, part: str, place: str) -> None:
         """Give the finished file its name; on a local disk one rename, elsewhere the object appears when complete."""
