@@ -59,7 +59,7 @@ def test_a_file_is_followed_while_it_grows_and_no_longer(x2l: X2L, whole: Path, 
 
 
 def test_a_recording_is_gone_on_with_over_a_service(x2l: X2L, up: Up, whole: Path, part: Path) -> None:
-    url, _ = up()
+    url = up().url
     x2l("index", str(part), "--id", "cam", "--url", url)
     out, err = x2l("append", "cam", str(whole), "--url", url)
     assert out.startswith("cam  6 chunks, 00:24, fine ")
