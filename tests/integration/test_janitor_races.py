@@ -95,9 +95,11 @@ def go_on(here: Kept, seeds: range) -> None:
 
     with ThreadPoolExecutor(len(seeds) + 1) as pool:
         sweeping = pool.submit(sweep)
-        for working in [pool.submit(work, here, seed) for seed in seeds]:
-            working.result()
-        done.set()
+        try:
+            for working in [pool.submit(work, here, seed) for seed in seeds]:
+                working.result()
+        finally:
+            done.set()
         sweeping.result()
     assert not wrong(here)
     here.janitor().once()

@@ -104,10 +104,12 @@ class DiskShelf:
     def heads(self, tenant: str, video: str | None = None) -> list[bytes]:
         heads = []
         with errors_as_store(self._root):
-            for path in (self._root / tenant).glob(f"{video or '*'}/*/head"):
-                if not path.relative_to(self._root / tenant).parts[0].startswith("."):
+            folder = self._root / tenant
+            for name in _names(folder) if video is None else [video]:
+                for recipe in _names(folder / name):
                     with suppress(FileNotFoundError):
-                        heads.append(_open(path.read_bytes(), Slot(tenant, *path.parts[-3:-1]))[2])
+                        slot = Slot(tenant, name, recipe)
+                        heads.append(_open(self._head(slot).read_bytes(), slot)[2])
         return heads
 
     def drop(self, tenant: str, video: str, recipe: str | None = None) -> bool:
@@ -226,3 +228,10 @@ def _split(data: bytes, expected: int, slot: Slot) -> list[bytes]:
     if at != len(data) or len(data) != expected:
         raise ManifestCorrupt(f"the rows of video {slot.video} are cut short: delete the video and index it again")
     return records
+
+
+def _names(folder: Path) -> list[str]:
+    """Of what is in a folder, none if it has just gone; not what begins with a dot."""
+    with suppress(FileNotFoundError):
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
+    return []
