@@ -8,7 +8,7 @@ from typing import Any, Self
 from x2l_cluster.engine.answer import Answerer
 from x2l_cluster.engine.calibrated import find_calibration
 from x2l_cluster.engine.decode import Generation
-from x2l_cluster.engine.indexing import DECODE_DEADLINE_S, IndexingEngine
+from x2l_cluster.engine.indexing import IndexingEngine
 from x2l_cluster.engine.read import Reader
 from x2l_cluster.engine.search import Hit
 from x2l_cluster.engine.upkeep import source_of
@@ -31,6 +31,7 @@ from x2l_cluster.video import frame_at
 from x2l_cluster.video.reader import Pixels
 
 CACHE_BYTES = 2 << 30
+DECODE_DEADLINE_S = 30.0
 
 
 class VideoEngine(IndexingEngine):

@@ -15,13 +15,10 @@ from x2l_cluster.engine.prefill import Prefilled
 from x2l_cluster.engine.turns import Turns
 from x2l_cluster.engine.upkeep import check_model, counted_repair, source_of
 from x2l_cluster.errors import InvalidInput, UnknownVideo
-from x2l_cluster.kv.stripes import STRIPE_BYTES
 from x2l_cluster.models import VideoLM
 from x2l_cluster.select import Calibration, get_scorer
 from x2l_cluster.stores import Stores
 from x2l_cluster.types import LOCAL_TENANT, IndexStatus, Manifest, Recipe, SourceRef, check_name
-
-DECODE_DEADLINE_S = 30.0
 
 
 class IndexingEngine:
@@ -41,10 +38,10 @@ class IndexingEngine:
         lm: VideoLM,
         stores: Stores,
         *,
-        calibration: Calibration | None = None,
-        decode_deadline_s: float = DECODE_DEADLINE_S,
-        stripe_bytes: int = STRIPE_BYTES,
-        turns: Turns | None = None,
+        calibration: Calibration | None,
+        decode_deadline_s: float,
+        stripe_bytes: int,
+        turns: Turns,
     ) -> None:
         self.lm = lm
         self.stores = stores
@@ -57,7 +54,7 @@ class IndexingEngine:
             scorers=[get_scorer(name, lm.spec, calibration) for name in stored],
             deadline_s=decode_deadline_s,
             stripe_bytes=stripe_bytes,
-            turns=turns or Turns(),
+            turns=turns,
         )
 
     def changed(self, tenant: str, video: str) -> None:
